@@ -1,0 +1,92 @@
+"""Describe snnTorch's neurons as data."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import snntorch as snn
+from torch import Tensor, nn
+
+from snn_ext import Dynamics, NeuronSpec, Time
+from snn_ext.dynamics.surrogates import ATan, FastSigmoid, Sigmoid, Surrogate
+
+__all__ = ["describe"]
+
+_SUPPORTED = (snn.Leaky, snn.Synaptic, snn.Lapicque, snn.RLeaky, snn.RSynaptic)
+# By name: not every release has all of them.
+_REFUSED = {
+    "DeltaLeaky": "its state is a pair of membranes, and it spikes on their difference",
+    "Alpha": "its membrane is recomputed from its currents at every step: V0 would have no effect",
+    "SLSTM": "its membrane is the hidden state of an LSTM cell",
+    "SConv2dLSTM": "its membrane is the hidden state of an LSTM cell",
+    "StateLeaky": "it convolves whole sequences, without a reset and without an initial membrane",
+    "LinearLeaky": "it convolves whole sequences, without a reset and without an initial membrane",
+    "LeakyParallel": "it is a recurrent layer with inputs of its own, without an initial membrane",
+    "AssociativeLeaky": "it is a state-space model without a membrane",
+}
+
+
+def describe(module: nn.Module) -> NeuronSpec | None:
+    """The spec of a neuron, with the reason where it cannot be patched; None for other modules."""
+    for name, reason in _REFUSED.items():
+        kind = getattr(snn, name, None)
+        if kind is not None and isinstance(module, kind):
+            return NeuronSpec(Time.PER_CALL, threshold=None, unsupported={"*": reason})
+    if not isinstance(module, snn.SpikingNeuron):
+        return None
+    if not isinstance(module, _SUPPORTED) or not isinstance(module._buffers.get("mem"), Tensor):
+        reason = "this adapter does not know how its membrane is reset"
+        return NeuronSpec(Time.PER_CALL, threshold=None, unsupported={"*": reason})
+    threshold = module.threshold.detach().clone()
+    return NeuronSpec(
+        time=Time.PER_CALL,
+        threshold=float(threshold) if threshold.ndim == 0 else threshold,
+        dynamics=_dynamics(module),
+    )
+
+
+def _dynamics(module: Any) -> Dynamics | None:
+    """The exact equations of Leaky, and of Lapicque without reset to zero."""
+    bump = _surrogate(module.spike_grad)
+    plain = not (module.inhibition or module.state_quant or float(module.reset_mechanism_val) > 2)
+    graded = bool((module.graded_spikes_factor != 1).any())
+    if bump is None or not plain or graded or not getattr(module, "reset_delay", True):
+        return None
+    # What runs was chosen when the neuron was built; `reset_mechanism` may have changed since.
+    charge = module.state_function.__func__
+    resets = {"_base_sub": "soft", "_base_zero": "hard", "_base_int": "none"}
+    reset = resets.get(charge.__name__)
+    if charge in (snn.Leaky._base_sub, snn.Leaky._base_zero, snn.Leaky._base_int):
+        decay, gain = module.beta.detach().clamp(0, 1), 1.0
+    elif charge in (snn.Lapicque._base_sub, snn.Lapicque._base_int):
+        step = module.time_step / (module.R * module.C)
+        decay, gain = (1 - step).detach(), (step * module.R).detach()
+    else:
+        return None
+    return Dynamics(
+        decay=decay,
+        gain=gain,
+        threshold=module.threshold.detach(),
+        reset=reset,  # type: ignore[arg-type]
+        timing="delayed",
+        fires_at_equality=False,
+        detach_reset=True,
+        surrogate=bump,
+    )
+
+
+def _surrogate(function: Any) -> Surrogate | None:
+    """snnTorch's surrogates are closures; their names and captured values tell which they are."""
+    qualified = getattr(function, "__qualname__", "")
+    if getattr(function, "__module__", "") != "snntorch.surrogate":
+        return None
+    kinds: dict[str, tuple[type[Surrogate], str]] = {
+        "atan.<locals>.inner": (ATan, "alpha"),
+        "fast_sigmoid.<locals>.inner": (FastSigmoid, "slope"),
+        "sigmoid.<locals>.inner": (Sigmoid, "slope"),
+    }
+    if qualified not in kinds:
+        return None
+    kind, name = kinds[qualified]
+    return kind(float(inspect.getclosurevars(function).nonlocals[name]))

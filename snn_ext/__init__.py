@@ -1,0 +1,86 @@
+"""snn-ext: training methods for spiking networks, put into existing SpikingJelly and snnTorch models.
+
+model = snn_ext.patch(model, imp=True, example_input=x)
+crit = snn_ext.loss(model, "tet-s")
+"""
+
+from snn_ext.dynamics import functional, surrogates
+from snn_ext.dynamics.description import Dynamics, NeuronSpec, Time
+from snn_ext.errors import (
+    AdapterError,
+    AlreadyPatchedError,
+    BackendUnavailableError,
+    CheckpointError,
+    FoldError,
+    NothingMatchedError,
+    OptionError,
+    ReadoutError,
+    ShapeMismatchError,
+    ShapeUnknownError,
+    SnnExtError,
+    TimestepError,
+    UnsupportedSiteError,
+)
+from snn_ext.methods import neurons, objectives
+from snn_ext.methods.objectives import LTS, SDT, TET, TETS
+from snn_ext.methods.options import IMP
+from snn_ext.methods.swap import swap_class
+from snn_ext.patching.apply import Report, patch, plan, report, unpatch
+from snn_ext.patching.checkpoints import load, save
+from snn_ext.patching.hookspecs import AdapterInfo, hookimpl
+from snn_ext.patching.plan import Plan
+from snn_ext.patching.plugins import adapters, comes_from, register
+from snn_ext.patching.sequence import carried, reset
+from snn_ext.patching.sites import Site
+from snn_ext.patching.training import Loss, check_optimizer, loss, param_groups
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IMP",
+    "LTS",
+    "SDT",
+    "TET",
+    "TETS",
+    "AdapterError",
+    "AdapterInfo",
+    "AlreadyPatchedError",
+    "BackendUnavailableError",
+    "CheckpointError",
+    "Dynamics",
+    "FoldError",
+    "Loss",
+    "NeuronSpec",
+    "NothingMatchedError",
+    "OptionError",
+    "Plan",
+    "ReadoutError",
+    "Report",
+    "ShapeMismatchError",
+    "ShapeUnknownError",
+    "Site",
+    "SnnExtError",
+    "Time",
+    "TimestepError",
+    "UnsupportedSiteError",
+    "adapters",
+    "carried",
+    "check_optimizer",
+    "comes_from",
+    "functional",
+    "hookimpl",
+    "load",
+    "loss",
+    "neurons",
+    "objectives",
+    "param_groups",
+    "patch",
+    "plan",
+    "register",
+    "report",
+    "reset",
+    "save",
+    "surrogates",
+    "swap_class",
+    "unpatch",
+]

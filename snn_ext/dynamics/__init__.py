@@ -1,0 +1,1 @@
+"""A spiking neuron as data and as plain torch functions; no modules, no framework."""

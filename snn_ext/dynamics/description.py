@@ -1,0 +1,111 @@
+"""A spiking neuron described as data: what adapters say about a module, and what the equations read."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from snn_ext.dynamics.surrogates import ATan, Surrogate
+from snn_ext.errors import OptionError
+
+__all__ = ["Dynamics", "NeuronSpec", "Time"]
+
+
+class Time(enum.Enum):
+    """Where time is in the tensors that a module sees."""
+
+    LEADING = "leading"
+    """One call per sequence, tensors [T, B, *]."""
+    MERGED = "merged"
+    """One call per sequence, time folded into the batch: [T*B, *]."""
+    PER_CALL = "per call"
+    """One call per time step, tensors [B, *]; the module keeps its state between calls."""
+
+    def features(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of one sample at one step, given the shape of a whole input."""
+        return tuple(shape[2:] if self is Time.LEADING else shape[1:])
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """The equations of a leaky or perfect integrate-and-fire neuron.
+
+    With membrane V, input x, threshold theta and comparison ``>`` or ``>=`` (`fires_at_equality`)::
+
+        charge   H[t] = decay * V[t-1] + gain * x[t] + (1 - decay) * rest
+        fire     S[t] = 1[H[t] > theta]
+        reset    hard: V[t] = H[t] * (1 - S[t]) + rest * S[t]
+                 soft: V[t] = H[t] - theta * S[t]
+                 none: V[t] = H[t]
+
+    ``timing="delayed"`` (snnTorch) carries H itself and applies the reset of step t - 1 while
+    charging step t, with R[t] = 1[H[t-1] > theta]: hard resets before the decay,
+    ``H[t] = decay * (H[t-1] * (1 - R) + rest * R) + gain * x``; soft after it,
+    ``H[t] = decay * H[t-1] + gain * x - theta * R``. The membrane a sequence starts from was not
+    charged by an input, so it never causes a reset, whatever its value.
+
+    Args:
+        decay: lambda, the share of the membrane kept per step; 1 for IF. Float or tensor
+            broadcastable to the features (learnable: pass the parameter).
+        gain: factor of the input.
+        threshold: theta, in membrane units. Float or tensor.
+        rest: potential the membrane decays to and a hard reset returns to.
+        reset: ``"hard"``, ``"soft"`` or ``"none"``.
+        timing: ``"immediate"`` (same step) or ``"delayed"`` (next step).
+        fires_at_equality: True for ``>=``, False for ``>``.
+        detach_reset: no gradient flows through S (or R) in the reset.
+        surrogate: derivative used for S in the backward pass.
+
+    Raises:
+        OptionError: unknown `reset` or `timing`.
+    """
+
+    decay: float | Tensor = 1.0
+    gain: float | Tensor = 1.0
+    threshold: float | Tensor = 1.0
+    rest: float = 0.0
+    reset: Literal["hard", "soft", "none"] = "hard"
+    timing: Literal["immediate", "delayed"] = "immediate"
+    fires_at_equality: bool = True
+    detach_reset: bool = False
+    surrogate: Surrogate = field(default_factory=ATan)
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("reset", ("hard", "soft", "none")),
+            ("timing", ("immediate", "delayed")),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise OptionError(
+                    f"Dynamics({name}={value!r}) is not a known {name}.",
+                    do=f"use one of {', '.join(map(repr, allowed))}",
+                )
+
+
+@dataclass(frozen=True)
+class NeuronSpec:
+    """What an adapter says about one neuron module; pure data, nothing is changed by describing.
+
+    Args:
+        time: layout of the tensors the module sees.
+        rest: membrane the framework starts every sequence from; the neutral V0.
+        threshold: firing threshold in membrane units, for ``IMP(init="half")``; None if it has none.
+        dynamics: the exact equations, or None where `Dynamics` cannot express them. Methods that only
+            delegate to the framework's own step (IMP) do without.
+        unsupported: method name -> reason why it cannot work here (key ``"*"``: no method can).
+    """
+
+    time: Time
+    rest: float = 0.0
+    threshold: float | Tensor | None = 1.0
+    dynamics: Dynamics | None = None
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+
+    def refusal(self, method: str) -> str | None:
+        """Why `method` cannot be put into this neuron, or None if it can."""
+        return self.unsupported.get(method) or self.unsupported.get("*")

@@ -1,0 +1,1 @@
+"""What is injected: options, and the modules and mixins that carry a method."""

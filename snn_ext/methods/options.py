@@ -1,0 +1,111 @@
+"""Options of the methods: frozen dataclasses, checked when they are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, TypeGuard
+
+from snn_ext.errors import OptionError
+
+__all__ = ["IMP", "METHODS", "Method", "Shape"]
+
+Shape = Literal["neuron", "channel", "layer"] | tuple[int, ...]
+Init = float | tuple[float, float] | Literal["rest", "half"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all method options."""
+
+    name: ClassVar[str]
+    """Keyword of `patch`, and first part of the new state_dict keys (``<site>.<name>``)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain data, for checkpoints and reports."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class IMP(Method):
+    """Learnable initial membrane potential: V[0] = phi(p), shared over the batch.
+
+    V0 is *absolute* (membrane units), not an offset from the reset value, and it is read at the
+    first step of every sequence. Its effect there is ``decay * V0``: in a LIF neuron with tau = 2
+    half as strong as in an IF neuron.
+
+    Args:
+        init: start value of V0 in membrane units: a float (constant), a (low, high) uniform range,
+            ``"rest"`` (the value the framework itself starts from: leaves every output unchanged), or
+            ``"half"`` (threshold / 2 +- 0.1). None: (-0.2, 0.2), the authors' range; with
+            `squash`, whose values lie in (0, 1), (0.4, 0.6), the authors' later range.
+        shape: what has a V0 of its own: every ``"neuron"`` ([C, H, W]), every ``"channel"``
+            ([C, 1, 1]), the ``"layer"`` (a scalar), or an explicit shape that broadcasts to one
+            sample at one step.
+        squash: ``"sigmoid"`` keeps V0 in (0, 1): V0 = logistic(p), and p is what is stored.
+
+    Raises:
+        OptionError: a value of the wrong kind, or an `init` outside the range of `squash`.
+
+    Source: Shen et al., NeurIPS 2024, and its published code.
+    """
+
+    name: ClassVar[str] = "imp"
+
+    init: Init | None = None
+    shape: Shape = "neuron"
+    squash: Literal["sigmoid"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.squash not in (None, "sigmoid"):
+            raise _impossible("squash", self.squash, "use squash=None or squash='sigmoid'")
+        init = self.init
+        if init is None:
+            init = (0.4, 0.6) if self.squash else (-0.2, 0.2)
+        object.__setattr__(self, "init", _checked_init(init, squashed=self.squash is not None))
+        object.__setattr__(self, "shape", _checked_shape(self.shape))
+
+
+def _impossible(field: str, value: object, do: str) -> OptionError:
+    return OptionError(f"IMP({field}={value!r}) is not possible.", do=do)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _checked_init(init: object, *, squashed: bool) -> Init:
+    if squashed and (init == "rest" or not _inside_unit_interval(init)):
+        raise _impossible(
+            "init",
+            init,
+            "use init='half' or a range inside (0, 1): squash='sigmoid' gives no other V0",
+        )
+    if init == "rest":
+        return "rest"
+    if init == "half":
+        return "half"
+    if _is_number(init):
+        return float(init)
+    if isinstance(init, tuple | list) and len(init) == 2 and all(map(_is_number, init)):
+        low, high = map(float, init)
+        if low <= high:
+            return low, high
+    raise _impossible("init", init, "use a number, a range (low, high) with low <= high, 'rest' or 'half'")
+
+
+def _inside_unit_interval(init: object) -> bool:
+    values = init if isinstance(init, tuple | list) else [init]
+    return all(0 < v < 1 for v in values if _is_number(v))
+
+
+def _checked_shape(shape: object) -> Shape:
+    for granularity in ("neuron", "channel", "layer"):
+        if shape == granularity:
+            return granularity  # type: ignore[return-value]
+    if isinstance(shape, tuple | list) and all(_is_number(n) and n == int(n) > 0 for n in shape):
+        return tuple(int(n) for n in shape)
+    raise _impossible("shape", shape, "use 'neuron', 'channel', 'layer' or a tuple of positive sizes")
+
+
+METHODS: dict[str, type[Method]] = {IMP.name: IMP}

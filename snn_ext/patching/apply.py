@@ -1,0 +1,282 @@
+"""Carry a plan out, all of it or nothing, and take it back exactly."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from snn_ext.errors import AdapterError, OptionError
+from snn_ext.methods.neurons import InitialPotential, initial_potential
+from snn_ext.methods.options import IMP
+from snn_ext.methods.swap import Swapped, restore_class
+from snn_ext.patching import plugins
+from snn_ext.patching.plan import Decision, Plan, decide, refuse_wrapped
+from snn_ext.patching.record import (
+    Record,
+    expect_older_checkpoints,
+    patched_modules,
+    record_of,
+    walk,
+)
+from snn_ext.patching.sites import Patterns, Site, scan
+from snn_ext.patching.table import Row, render
+
+__all__ = ["Report", "patch", "plan", "report", "unpatch"]
+
+
+def plan(
+    model: nn.Module,
+    *,
+    imp: Any = None,
+    example_input: Any = None,
+    include: Patterns = "*",
+    exclude: Patterns = (),
+    where: Callable[[Site], bool] | None = None,
+    **unknown: Any,
+) -> Plan:
+    """Decide what `patch` with the same arguments would do; the model is not changed.
+
+    ``print(plan)`` is the table of sites, ``plan.to_dict()`` the same for programs, and
+    ``plan.apply()`` carries it out. Arguments and errors: see `patch`.
+    """
+    decisions = decide(
+        model,
+        {"imp": imp, **unknown},
+        example_input=example_input,
+        include=include,
+        exclude=exclude,
+        where=where,
+    )
+    return Plan(model, decisions, execute)
+
+
+def patch(
+    model: nn.Module,
+    *,
+    imp: Any = None,
+    example_input: Any = None,
+    include: Patterns = "*",
+    exclude: Patterns = (),
+    where: Callable[[Site], bool] | None = None,
+    **unknown: Any,
+) -> nn.Module:
+    """Put methods into the spiking neurons of an existing model, in place.
+
+    Args:
+        model: a network of an installed framework (see `adapters`); not compiled, not wrapped.
+        imp: learnable initial membrane potential: ``True`` for the defaults, an `IMP`, or an ordered
+            mapping glob -> option or None, first match wins:
+            ``imp={"head.*": None, "*": IMP(init=0.0)}``.
+        example_input: what you would pass to ``model(...)``: a tensor, a tuple of arguments or a dict
+            of keywords. Used for one pass without gradients to see the shapes; the model, its states
+            and the random generators are left as they were.
+        include, exclude: globs on dotted paths, compiled patterns, or lists of these.
+        where: predicate on sites, for what globs cannot say.
+
+    Returns:
+        The model: the same object, unless it is a site itself and its adapter returned another.
+        Patching again with the same options changes nothing.
+
+    Raises:
+        NothingMatchedError: no site, or a pattern without any match.
+        UnsupportedSiteError: a site named by a pattern cannot take the method (sites caught only by
+            "*" are skipped, with the reason in the plan); or the model is compiled or wrapped.
+        ShapeUnknownError, ShapeMismatchError: V0 cannot be sized, or not as asked.
+        AlreadyPatchedError: a site has other options already.
+        OptionError: an unknown keyword or a value that is no option.
+        AdapterError: an adapter is broken, or two claim one module.
+
+        After any of them the model is unchanged.
+    """
+    return plan(
+        model,
+        imp=imp,
+        example_input=example_input,
+        include=include,
+        exclude=exclude,
+        where=where,
+        **unknown,
+    ).apply()
+
+
+def execute(plan: Plan) -> nn.Module:
+    """Apply a plan; any exception, KeyboardInterrupt included, takes back what was done."""
+    root = plan.model
+    refuse_wrapped(root)
+    todo = [d for d in plan.decisions if d.methods and not d.reason]
+    _check_still_true(root, todo)
+    parameters = [_parameter(root, decision) for decision in todo]
+    undo: list[Callable[[], object]] = []
+    try:
+        for decision, parameter in zip(todo, parameters, strict=True):
+            root = _replace(root, decision, parameter, undo)
+        expect_older_checkpoints(root, on=True)
+        _tell_adapters(root, [d.site.module for d in todo])
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        expect_older_checkpoints(plan.model, on=True)
+        raise
+    return root
+
+
+def _check_still_true(root: nn.Module, todo: list[Decision]) -> None:
+    now = {id(module) for _, module in walk(root)}
+    for decision in todo:
+        module = decision.site.module
+        if id(module) not in now or record_of(module):
+            raise OptionError(
+                "the model changed since the plan was made.",
+                where=str(decision.site),
+                do="make a new plan: snn_ext.plan(model, ...).apply()",
+            )
+
+
+def _parameter(root: nn.Module, decision: Decision) -> nn.Parameter | None:
+    option = decision.methods.get(IMP.name)
+    if not isinstance(option, IMP):
+        return None
+    site = decision.site
+    device, dtype = _device_and_dtype(root, site.module)
+    return initial_potential(option, decision.features, site.spec, device=device, dtype=dtype)
+
+
+def _device_and_dtype(root: nn.Module, module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device of the site or else of the model; float32 unless the model is float64 (V0 is a master
+    value: half precision models keep it in float32)."""
+    tensors = itertools.chain(module.parameters(), module.buffers(), root.parameters(), root.buffers())
+    device = next((t.device for t in tensors), torch.get_default_device())
+    floating = {p.dtype for p in root.parameters() if p.is_floating_point()}
+    return device, torch.float64 if floating == {torch.float64} else torch.float32
+
+
+def _replace(
+    root: nn.Module,
+    decision: Decision,
+    parameter: nn.Parameter | None,
+    undo: list[Callable[[], object]],
+) -> nn.Module:
+    site, old = decision.site, decision.site.module
+    undo.append(lambda: _take_back(old))
+    new = plugins.ask(
+        site.adapter,
+        "snn_ext_replace",
+        site=site,
+        methods=dict(decision.methods),
+        features=decision.features,
+    )
+    option = decision.methods.get(IMP.name)
+    _check_replacement(new, site, needs_start=parameter is not None)
+    if parameter is not None and isinstance(option, IMP):
+        new.start_from(option, parameter, site.paths[0])
+    Record(
+        adapter=site.adapter,
+        methods=dict(decision.methods),
+        features=decision.features,
+        origin=decision.origin,
+        added=tuple(decision.new_shapes),
+        original=() if new is old else (old,),
+    ).attach(new)
+    if new is old:
+        return root
+    undo.append(lambda: _install(root, site.paths, old))
+    return _install(root, site.paths, new)
+
+
+def _check_replacement(new: object, site: Site, *, needs_start: bool) -> None:
+    if not isinstance(new, InitialPotential if needs_start else nn.Module):
+        raise AdapterError(
+            f"the adapter {site.adapter!r} returned {type(new).__name__} for {site.kind}.",
+            where=str(site),
+            why="snn_ext_replace must return a module, an InitialPotential if imp is asked for",
+            do=f"report this to the authors of the adapter {site.adapter!r}; the model is unchanged",
+        )
+
+
+def _install(root: nn.Module, paths: Iterable[str], module: nn.Module) -> nn.Module:
+    """Put `module` under all `paths`; returns the root, which is `module` itself for path ""."""
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        if not name:
+            return module
+        root.get_submodule(parent)._modules[name] = module
+    return root
+
+
+def _take_back(module: nn.Module) -> None:
+    """Remove whatever snn-ext put into a module, as far as it got."""
+    if isinstance(module, InitialPotential):
+        module.stop_starting()
+    if record_of(module) is not None:
+        Record.detach(module)
+    if isinstance(module, Swapped):
+        restore_class(module)
+
+
+def _tell_adapters(root: nn.Module, replaced: list[nn.Module]) -> None:
+    for adapter in plugins.usable_adapters():
+        plugins.ask(adapter, "snn_ext_changed", root=root, replaced=tuple(replaced))
+
+
+def unpatch(model: nn.Module) -> nn.Module:
+    """Take every patch in `model` back: classes, keys, parameters and aliases as they were.
+
+    If nothing was trained in between, outputs are bit-identical to those before `patch`. A model
+    without any patch is returned as it is.
+
+    Returns:
+        The model; the original object if the root itself had been replaced by another.
+
+    Raises:
+        UnsupportedSiteError: the model is compiled or wrapped.
+    """
+    refuse_wrapped(model)
+    paths: dict[int, list[str]] = {}
+    for path, module in walk(model):
+        paths.setdefault(id(module), []).append(path)
+    root, restored = model, []
+    for module, record in patched_modules(model).values():
+        _take_back(module)
+        original = record.original[0] if record.original else module
+        if original is not module:
+            original.train(module.training)
+            root = _install(root, paths[id(module)], original)
+        restored.append(original)
+    expect_older_checkpoints(root, on=False)
+    _tell_adapters(root, restored)
+    return root
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is patched in a model now: ``print(report)`` is a table, `to_dict` the same as data."""
+
+    model: str
+    rows: tuple[Row, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: ``{"model": name, "sites": [one dict per row]}``."""
+        return {"model": self.model, "sites": [row.to_dict() for row in self.rows]}
+
+    def __str__(self) -> str:
+        return render(f"report for {self.model}", self.rows)
+
+
+def report(model: nn.Module) -> Report:
+    """What is patched in `model`, and which sites are not; works on wrapped models too."""
+    rows = []
+    patched = patched_modules(model)
+    replaced = {id(module): record for module, record in patched.values()}
+    for site in scan(model):
+        record = replaced.get(id(site.module))
+        if record is None:
+            decision = Decision(site, reason=site.spec.refusal(IMP.name) or "not patched")
+        else:
+            decision = Decision(site, record.methods, record.features, record.origin)
+        rows.append(decision.row())
+    return Report(type(model).__name__, tuple(rows))

@@ -1,0 +1,96 @@
+"""The contract between core and adapters (pluggy hooks; keyword arguments, stateless).
+
+An adapter is a module or object with some of these hooks, found through the entry-point group
+``snn_ext`` or given to `snn_ext.register`. Only `snn_ext_adapter`, `snn_ext_describe` and
+`snn_ext_replace` are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import pluggy
+from torch import Tensor, nn
+
+from snn_ext.dynamics.description import NeuronSpec
+from snn_ext.methods.objectives import Objective
+from snn_ext.methods.options import Method
+
+if TYPE_CHECKING:
+    from snn_ext.patching.sites import Site
+
+__all__ = ["PROJECT", "AdapterInfo", "Want", "hookimpl"]
+
+PROJECT = "snn_ext"
+Want = Literal["membrane", "spikes"]
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Decorator for an adapter's hooks."""
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """Who an adapter is.
+
+    Args:
+        name: short name used in plans and checkpoints.
+        framework: top-level import package of the framework it adapts.
+        distribution: name to ``pip install`` for that framework.
+        methods: names of the methods it can put into its neurons and norms.
+    """
+
+    name: str
+    framework: str
+    distribution: str
+    methods: tuple[str, ...]
+
+
+@hookspec
+def snn_ext_adapter() -> AdapterInfo:  # type: ignore[empty-body]
+    """Who the adapter is. Must not import its framework."""
+
+
+@hookspec(firstresult=True)
+def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | None:
+    """Describe `module` if it is one of the framework's neurons, else None. Pure and cheap.
+
+    `path` is its dotted name in `root`. A neuron that cannot be patched is described too, with the
+    reason in `NeuronSpec.unsupported`.
+    """
+
+
+@hookspec(firstresult=True)
+def snn_ext_replace(
+    site: Site, methods: Mapping[str, Method], features: tuple[int, ...] | None
+) -> nn.Module | None:
+    """Make ``site.module`` capable of `methods` (name -> option) and return what takes its place.
+
+    Normally the same object after `snn_ext.swap_class`; a new object is allowed. Core then attaches
+    the parameters: the result must be an `snn_ext.neurons.InitialPotential` if "imp" is among them.
+    `features` is the shape of one sample at one step, where known.
+    """
+
+
+@hookspec
+def snn_ext_changed(root: nn.Module, replaced: tuple[nn.Module, ...]) -> None:
+    """Sites of `root` were patched or unpatched: drop caches that list its modules."""
+
+
+@hookspec(firstresult=True)
+def snn_ext_reset(root: nn.Module) -> bool | None:
+    """Reset the framework's states inside `root`; True if nobody else needs to be asked."""
+
+
+@hookspec(firstresult=True)
+def snn_ext_readout(root: nn.Module, output: Any, want: Want) -> Tensor | None:
+    """Scores [T, B, C] from what `root` returned, or None if `root` is not of this framework."""
+
+
+@hookspec(firstresult=True)
+def snn_ext_loss(
+    root: nn.Module, objective: Objective, readout: Callable[[Any], Tensor], want: Want
+) -> Callable[[Any, Tensor], Tensor] | None:
+    """A loss ``(output, target)`` with what the framework's own trainers expect of one, or None."""

@@ -1,0 +1,154 @@
+"""What a patched module remembers: enough to report it, to undo it, and to load older checkpoints."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from snn_ext.errors import CheckpointError
+from snn_ext.methods.options import Method
+
+__all__ = ["Record", "expect_older_checkpoints", "patched_modules", "record_of", "walk"]
+
+_ATTRIBUTE = "_snn_ext"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Attached to a patched module.
+
+    Attributes:
+        adapter: name of the adapter that replaced it.
+        methods: method name -> option.
+        features: shape of one sample at one step, None where it was not needed.
+        origin: where `features` came from: "traced", "inferred", "explicit" or "not needed".
+        added: names of the new parameters and submodules, relative to the module.
+        original: the object that stood there before, if it was not patched in place.
+    """
+
+    adapter: str
+    methods: Mapping[str, Method]
+    features: tuple[int, ...] | None
+    origin: str
+    added: tuple[str, ...]
+    original: tuple[nn.Module, ...] = ()
+
+    def attach(self, module: nn.Module) -> None:
+        # Through __dict__, so that a framework's own __setattr__ is not involved; `original` sits in
+        # a tuple, so that it is not registered as a child and adds no keys.
+        module.__dict__[_ATTRIBUTE] = self
+
+    @staticmethod
+    def detach(module: nn.Module) -> None:
+        del module.__dict__[_ATTRIBUTE]
+
+
+def record_of(module: nn.Module) -> Record | None:
+    """The record of a patched module, or None."""
+    record = module.__dict__.get(_ATTRIBUTE)
+    return record if isinstance(record, Record) else None
+
+
+def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every (dotted path, module) of `root`, *all* names of shared modules included.
+
+    Unlike ``named_modules(remove_duplicate=False)`` it ends on trees with cycles.
+    """
+    stack: list[tuple[str, nn.Module, frozenset[int]]] = [("", root, frozenset())]
+    while stack:
+        path, module, above = stack.pop()
+        yield path, module
+        above |= {id(module)}
+        for name, child in reversed(module._modules.items()):
+            if child is not None and id(child) not in above:
+                stack.append((f"{path}.{name}" if path else name, child, above))
+
+
+def patched_modules(root: nn.Module) -> dict[str, tuple[nn.Module, Record]]:
+    """First path -> (module, record) of everything patched in `root`."""
+    found: dict[int, tuple[str, nn.Module, Record]] = {}
+    for path, module in walk(root):
+        record = record_of(module)
+        if record is not None:
+            found.setdefault(id(module), (path, module, record))
+    return {path: (module, record) for path, module, record in found.values()}
+
+
+# --- checkpoints from before the patch ---------------------------------------------------------------
+
+
+def expect_older_checkpoints(root: nn.Module, *, on: bool) -> None:
+    """Let every module above a patched site (sites included) load checkpoints without their new keys."""
+    for module in root.modules():
+        hooks = module._load_state_dict_pre_hooks
+        present = [k for k, h in hooks.items() if getattr(h, "hook", None) is _fill_missing]
+        wanted = on and any(record_of(m) for m in module.modules())
+        if wanted and not present:
+            module.register_load_state_dict_pre_hook(_fill_missing)  # type: ignore[no-untyped-call]
+        elif present and not wanted:
+            for key in present:
+                del hooks[key]
+
+
+def _fill_missing(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Runs before anything is loaded. The outermost module fills in all missing new keys with the
+    current values, so that the hooks below it find nothing to do and there is one warning."""
+    keys = _site_keys(module)
+    new = {key: tensor for _, added in keys for key, tensor in added.items()}
+    # A wrapper below (activation checkpointing) may already have renamed keys to the true paths.
+    loaded = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
+    loaded |= {_unwrapped(key) for key in loaded}
+    missing = [key for key in new if key not in loaded]
+    torn = [key for old, _ in keys for key in old if key not in loaded and not loaded.isdisjoint(old)]
+    if torn or 0 < len(missing) < len(new):
+        lacking = torn or missing
+        raise CheckpointError(
+            f"the checkpoint lacks {len(lacking)} keys of the patched sites of {type(module).__name__}.",
+            where=_some(prefix + key for key in lacking),
+            why="it is incomplete, or was saved from a model patched otherwise; a checkpoint from"
+            " before the patch has all of the old keys and none of the new ones",
+            do="patch the model as it was when the checkpoint was saved (snn_ext.load does so), load,"
+            " then patch the rest",
+        )
+    if missing:
+        state_dict.update({prefix + key: new[key] for key in missing})
+        warnings.warn(
+            f"the checkpoint is from before the patch: {len(missing)} tensors keep their initial"
+            f" values ({_some(prefix + key for key in missing)})",
+            stacklevel=2,
+        )
+
+
+def _site_keys(module: nn.Module) -> list[tuple[list[str], dict[str, Tensor]]]:
+    """Per patched site: its old keys, and its new keys with their tensors, as `module` names them.
+
+    Tensors are matched by identity: wrappers change names, and shared sites have several.
+    """
+    names: dict[int, list[str]] = {}
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(key)
+    result = []
+    for site, record in patched_modules(module).values():
+        old: list[str] = []
+        new: dict[str, Tensor] = {}
+        for key, tensor in site.state_dict(keep_vars=True).items():
+            outer = names.get(id(tensor), [])
+            if key.partition(".")[0] in record.added:
+                new.update(dict.fromkeys(outer, tensor))
+            else:
+                old.extend(outer)
+        result.append((old, new))
+    return result
+
+
+def _unwrapped(key: str) -> str:
+    return key.replace("_checkpoint_wrapped_module.", "")
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f", ... ({len(listed)})" if listed[most:] else "")

@@ -1,0 +1,68 @@
+"""The table that `print(plan)` and `print(report)` show, in at most 100 columns."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Row", "render"]
+
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One site. `parameters` maps new names to element counts; `note` says why nothing is done."""
+
+    site: str
+    aliases: int
+    module: str
+    adapter: str
+    time: str
+    features: tuple[int, ...] | None
+    origin: str
+    methods: tuple[str, ...]
+    parameters: Mapping[str, int]
+    note: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (lists, numbers, strings)."""
+        data = asdict(self)
+        data.update(features=self.features and list(self.features), methods=list(self.methods))
+        return data
+
+    def cells(self) -> list[Text]:
+        name = self.site + (f" (+{self.aliases})" if self.aliases else "")
+        size = "x".join(map(str, self.features)) if self.features else ""
+        features = f"{size} ({self.origin})" if size else self.origin
+        methods = ", ".join(m.upper() for m in self.methods)
+        if not self.methods:
+            methods, features = f"skipped: {self.note}", ""
+        elif self.note:
+            methods += f" ({self.note})"
+        counts = " + ".join(map(str, self.parameters.values()))
+        values = (name, self.module, self.adapter, self.time, features, methods, counts)
+        return [Text(v) for v in values]
+
+
+def render(title: str, rows: Sequence[Row]) -> str:
+    """Rows as text: one line a site (long reasons wrap), and a line with the totals."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for header in ("site", "module", "adapter", "time", "features", "methods", "new parameters"):
+        wide = header in ("site", "methods", "features")
+        table.add_column(header, overflow="fold", no_wrap=not wide and header != "new parameters")
+    for row in rows:
+        table.add_row(*row.cells())
+    buffer = io.StringIO()
+    Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False).print(table)
+    total = sum(sum(row.parameters.values()) for row in rows)
+    patched = sum(bool(row.methods) for row in rows)
+    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+    lines.append(f"{patched} of {len(rows)} sites, {total:,} new parameters")
+    return "\n".join(lines)
