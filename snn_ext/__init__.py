@@ -4,7 +4,7 @@ model = snn_ext.patch(model, imp=True, example_input=x)
 crit = snn_ext.loss(model, "tet-s")
 """
 
-from snn_ext.dynamics import functional, surrogates
+from snn_ext import functional, neurons, objectives, surrogates
 from snn_ext.dynamics.description import Dynamics, NeuronSpec, Time
 from snn_ext.errors import (
     AdapterError,
@@ -21,7 +21,6 @@ from snn_ext.errors import (
     TimestepError,
     UnsupportedSiteError,
 )
-from snn_ext.methods import neurons, objectives
 from snn_ext.methods.objectives import LTS, SDT, TET, TETS
 from snn_ext.methods.options import IMP
 from snn_ext.methods.swap import swap_class

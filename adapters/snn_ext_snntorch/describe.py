@@ -9,7 +9,7 @@ import snntorch as snn
 from torch import Tensor, nn
 
 from snn_ext import Dynamics, NeuronSpec, Time
-from snn_ext.dynamics.surrogates import ATan, FastSigmoid, Sigmoid, Surrogate
+from snn_ext.surrogates import ATan, FastSigmoid, Sigmoid, Surrogate
 
 __all__ = ["describe"]
 

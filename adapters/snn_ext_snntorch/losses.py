@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from snn_ext import ReadoutError
+from snn_ext.objectives import recording
 
 __all__ = ["native_loss", "readout"]
 
@@ -39,13 +39,11 @@ def readout(output: Any, want: str) -> Tensor:
     Raises:
         ReadoutError: anything else, for example the output of a single step.
     """
-    recording = output
     if _is_several(output):
-        recording = output[0] if want == "spikes" else output[-1]
-    if isinstance(recording, list) and recording and all(_has_rank(r, 2) for r in recording):
-        recording = torch.stack(recording)
-    if isinstance(recording, Tensor) and recording.ndim == 3:
-        return recording
+        output = output[0] if want == "spikes" else output[-1]
+    scores = recording(output)
+    if scores is not None:
+        return scores
     raise ReadoutError(
         "the output of the network holds no recording [T, B, C].",
         seen=_describe(output),
@@ -57,14 +55,8 @@ def readout(output: Any, want: str) -> Tensor:
 def _is_several(output: Any) -> bool:
     """Whether `output` is a group of recordings, not one recording given as a list of steps."""
     return (
-        isinstance(output, tuple | list)
-        and len(output) > 1
-        and all(_has_rank(r, 3) or isinstance(r, list) for r in output)
+        isinstance(output, tuple | list) and len(output) > 1 and all(recording(r) is not None for r in output)
     )
-
-
-def _has_rank(value: Any, rank: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim == rank
 
 
 def _describe(output: Any) -> str:

@@ -9,7 +9,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from snn_ext.methods.neurons import InitialPotential
+from snn_ext.neurons import InitialPotential
 from snn_ext.patching.sequence import carried, is_carried
 
 __all__ = ["IMP", "adopt_state"]

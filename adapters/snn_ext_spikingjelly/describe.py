@@ -8,7 +8,7 @@ from spikingjelly.activation_based import base, layer, neuron, surrogate
 from torch import nn
 
 from snn_ext import Dynamics, NeuronSpec, Time
-from snn_ext.dynamics.surrogates import ATan, PiecewiseQuadratic, Rectangle, Sigmoid, Surrogate
+from snn_ext.surrogates import ATan, PiecewiseQuadratic, Rectangle, Sigmoid, Surrogate
 from snn_ext_spikingjelly.compat import missing_feature
 
 __all__ = ["describe"]

@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based import base
 from torch import Tensor
 
-from snn_ext.methods.neurons import InitialPotential
+from snn_ext.neurons import InitialPotential
 
 __all__ = ["IMP"]
 

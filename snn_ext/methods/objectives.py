@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from snn_ext.dynamics import functional
 from snn_ext.errors import OptionError, ReadoutError
 
-__all__ = ["LTS", "OBJECTIVES", "SDT", "TET", "TETS", "Objective", "resolve_objective"]
+__all__ = ["LTS", "OBJECTIVES", "SDT", "TET", "TETS", "Objective", "recording", "resolve_objective"]
 
 
 class Objective(nn.Module):
@@ -128,6 +129,13 @@ def resolve_objective(objective: str | Objective) -> Objective:
         f"{objective!r} is not an objective.",
         do=f"use one of {', '.join(map(repr, OBJECTIVES))}, or an object such as snn_ext.TET(lam=1e-3)",
     )
+
+
+def recording(output: Any) -> Tensor | None:
+    """Scores [T, B, C] from one recording: such a tensor, or a list of T tensors [B, C]; else None."""
+    if isinstance(output, list) and output and all(isinstance(o, Tensor) and o.ndim == 2 for o in output):
+        output = torch.stack(output)
+    return output if isinstance(output, Tensor) and output.ndim == 3 else None
 
 
 def _with_time(outputs: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def _inside_unit_interval(init: object) -> bool:
 def _checked_shape(shape: object) -> Shape:
     for granularity in ("neuron", "channel", "layer"):
         if shape == granularity:
-            return granularity  # type: ignore[return-value]
+            return granularity
     if isinstance(shape, tuple | list) and all(_is_number(n) and n == int(n) > 0 for n in shape):
         return tuple(int(n) for n in shape)
     raise _impossible("shape", shape, "use 'neuron', 'channel', 'layer' or a tuple of positive sizes")

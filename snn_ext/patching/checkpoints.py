@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from snn_ext.errors import AlreadyPatchedError, CheckpointError, SnnExtError
 from snn_ext.methods.options import METHODS, Method
-from snn_ext.methods.swap import original_class
 from snn_ext.patching.apply import execute, unpatch
 from snn_ext.patching.plan import Decision, Plan, refuse_wrapped
-from snn_ext.patching.record import patched_modules
+from snn_ext.patching.record import framework_class, patched_modules
 from snn_ext.patching.sites import scan
 
 __all__ = ["FORMAT", "load", "save"]
@@ -78,9 +77,9 @@ def _without_aliases(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[
 
 
 def _sites_config(model: nn.Module) -> dict[str, Any]:
-    return {
+    config = {
         path: {
-            "module": original_class(module).__name__,
+            "module": framework_class(module).__name__,
             "adapter": record.adapter,
             "features": record.features and list(record.features),
             "origin": record.origin,
@@ -88,6 +87,8 @@ def _sites_config(model: nn.Module) -> dict[str, Any]:
         }
         for path, (module, record) in patched_modules(model).items()
     }
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    return plain
 
 
 def _write(target: Path, data: bytes) -> None:

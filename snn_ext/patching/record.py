@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from snn_ext.errors import CheckpointError
 from snn_ext.methods.options import Method
+from snn_ext.methods.swap import original_class
 
-__all__ = ["Record", "expect_older_checkpoints", "patched_modules", "record_of", "walk"]
+__all__ = ["Record", "expect_older_checkpoints", "framework_class", "patched_modules", "record_of", "walk"]
 
 _ATTRIBUTE = "_snn_ext"
 
@@ -51,6 +52,12 @@ def record_of(module: nn.Module) -> Record | None:
     """The record of a patched module, or None."""
     record = module.__dict__.get(_ATTRIBUTE)
     return record if isinstance(record, Record) else None
+
+
+def framework_class(module: nn.Module) -> type[nn.Module]:
+    """The class the framework gave the module that stood here before any patch."""
+    record = record_of(module)
+    return type(record.original[0]) if record and record.original else original_class(module)
 
 
 def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -12,9 +12,8 @@ from torch import nn
 from snn_ext.dynamics.description import NeuronSpec
 from snn_ext.errors import AdapterError, NothingMatchedError, OptionError
 from snn_ext.methods.options import Method
-from snn_ext.methods.swap import original_class
 from snn_ext.patching import plugins
-from snn_ext.patching.record import walk
+from snn_ext.patching.record import framework_class, walk
 
 __all__ = ["Pattern", "Patterns", "Selection", "Site", "Wish", "scan"]
 
@@ -46,7 +45,7 @@ class Site:
     @property
     def kind(self) -> str:
         """Name of the framework's own class."""
-        return original_class(self.module).__name__
+        return framework_class(self.module).__name__
 
     def __str__(self) -> str:
         return f"{self.path} ({self.kind})"

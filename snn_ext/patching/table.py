@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -43,7 +44,7 @@ class Row:
         features = f"{size} ({self.origin})" if size else self.origin
         methods = ", ".join(m.upper() for m in self.methods)
         if not self.methods:
-            methods, features = f"skipped: {self.note}", ""
+            methods, features = "none", ""
         elif self.note:
             methods += f" ({self.note})"
         counts = " + ".join(map(str, self.parameters.values()))
@@ -52,7 +53,7 @@ class Row:
 
 
 def render(title: str, rows: Sequence[Row]) -> str:
-    """Rows as text: one line a site (long reasons wrap), and a line with the totals."""
+    """Rows as text: one line a site (long names wrap), why sites are left out, and the totals."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for header in ("site", "module", "adapter", "time", "features", "methods", "new parameters"):
         wide = header in ("site", "methods", "features")
@@ -64,5 +65,8 @@ def render(title: str, rows: Sequence[Row]) -> str:
     total = sum(sum(row.parameters.values()) for row in rows)
     patched = sum(bool(row.methods) for row in rows)
     lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+    for note in dict.fromkeys(row.note for row in rows if not row.methods):
+        left_out = ", ".join(row.site for row in rows if not row.methods and row.note == note)
+        lines += textwrap.wrap(f"none at {left_out}: {note}", WIDTH, subsequent_indent="  ")
     lines.append(f"{patched} of {len(rows)} sites, {total:,} new parameters")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_ext.errors import OptionError, ReadoutError
-from snn_ext.methods.objectives import Objective, resolve_objective
+from snn_ext.methods.objectives import Objective, recording, resolve_objective
 from snn_ext.patching import plugins
 from snn_ext.patching.hookspecs import Want
 from snn_ext.patching.record import patched_modules
@@ -92,11 +92,15 @@ class Loss:
             scores = plugins.ask(adapter, "snn_ext_readout", root=self.model, output=output, want=self.on)
             if isinstance(scores, Tensor):
                 return scores
-        if isinstance(output, Tensor):
-            return output
+        plain = recording(output)
+        if plain is not None:
+            return plain
+        what = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ReadoutError(
-            f"{type(self.model).__name__} returned {type(output).__name__}, not scores [T, B, C].",
-            do="call the loss with the tensor of scores: torch.stack(steps) -> [T, B, C]",
+            f"{type(self.model).__name__} returned {what}, not scores [T, B, C].",
+            why="objectives and readouts look at single time steps; a model that averages over time in"
+            " its forward has lost them",
+            do="return the scores of every step: torch.stack(steps) -> [T, B, C]",
         )
 
     def __call__(self, output: Any, target: Tensor) -> Tensor:

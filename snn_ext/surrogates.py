@@ -1,0 +1,3 @@
+"""Surrogate gradients, under a short name: see `snn_ext.dynamics.surrogates`."""
+
+from snn_ext.dynamics.surrogates import *
