@@ -26,6 +26,8 @@ class Swapped:
         mixin, base = self._snn_ext_parts
         if build is copyreg.__newobj__ and args[0] is type(self):  # type: ignore[attr-defined]
             args = (base, *args[1:])
+        elif build is type(self):  # a __reduce__ of the user's own: return type(self), args
+            build = base
         return (_rebuild, (mixin, build, args), *rest)
 
 

@@ -21,7 +21,7 @@ from snn_ext.errors import (
     UnsupportedSiteError,
 )
 from snn_ext.methods.neurons import potential_shape
-from snn_ext.methods.options import IMP, METHODS, Method
+from snn_ext.methods.options import IMP, METHODS, Method, Shape
 from snn_ext.patching import plugins, shapes
 from snn_ext.patching.record import record_of
 from snn_ext.patching.sites import Patterns, Selection, Site, Wish, scan
@@ -276,10 +276,10 @@ def _features(
     model: nn.Module, site: Site, options: Mapping[str, Method], inputs: list[torch.Tensor]
 ) -> tuple[tuple[int, ...] | None, str]:
     seen = {site.spec.time.features(tuple(x.shape)) for x in inputs}
-    shape = getattr(options.get(IMP.name), "shape", "neuron")
+    shape: Shape = getattr(options.get(IMP.name), "shape", "neuron")
     if shape == "layer":
         return None, "not needed"
-    if len(seen) > 1:
+    if len({potential_shape(shape, features) for features in seen}) > 1:
         raise ShapeUnknownError(
             f"{site} is called with different features: {sorted(seen)}.",
             where=", ".join(site.paths),
@@ -287,7 +287,7 @@ def _features(
             do="use one neuron object per place, or IMP(shape='layer') for this site",
         )
     if seen:
-        return seen.pop(), "traced"
+        return max(seen), "traced"
     if isinstance(shape, tuple):
         return None, "explicit"
     inferred = shapes.infer(model, site)

@@ -122,6 +122,14 @@ def test_copies_are_patched_models_of_their_own() -> None:
     assert hasattr(net[1], "imp")
 
 
+def test_copies_load_older_checkpoints_too() -> None:
+    net = snn_ext.patch(leading_net(), imp=True)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        with pytest.warns(UserWarning, match="from before the patch"):
+            other.load_state_dict(leading_net().state_dict())
+        assert other[1].imp.data_ptr() != net[1].imp.data_ptr()
+
+
 class Picky(LeadingNeuron):
     """Pickles itself its own way."""
 
@@ -133,11 +141,19 @@ class Picky(LeadingNeuron):
         return Picky, (self.label,), self.__dict__
 
 
-def test_classes_with_their_own_pickling_survive() -> None:
-    net = snn_ext.patch(nn.Sequential(nn.Linear(4, 4), Picky("mine")), imp=IMP(init=0.7))
+class PickyByType(Picky):
+    """The same, in the other usual spelling."""
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.label,), self.__dict__
+
+
+@pytest.mark.parametrize("kind", [Picky, PickyByType])
+def test_classes_with_their_own_pickling_survive(kind: type[Picky]) -> None:
+    net = snn_ext.patch(nn.Sequential(nn.Linear(4, 4), kind("mine")), imp=IMP(init=0.7))
     other = pickle.loads(pickle.dumps(net))
     assert other[1].label == "mine"
-    assert isinstance(other[1], Picky)
+    assert original_class(other[1]) is kind
     assert torch.equal(other(X), net(X))
 
 

@@ -293,6 +293,23 @@ def test_example_input_forms() -> None:
         assert plan.decisions[0].origin == "traced"
 
 
+def test_one_neuron_at_two_resolutions_can_have_a_v0_per_channel() -> None:
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sn = LeadingNeuron()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.sn(x).sum() + self.sn(x[..., ::2]).sum()
+
+    x = torch.rand(3, 2, 5, 8)
+    with pytest.raises(ShapeUnknownError):
+        snn_ext.plan(Pyramid(), imp=True, example_input=x)
+    net = snn_ext.patch(Pyramid(), imp=IMP(shape="channel"), example_input=x)
+    assert net.sn.imp.shape == (5, 1)
+    assert net(x).isfinite()
+
+
 def test_a_neuron_that_the_example_never_reaches_is_skipped() -> None:
     net = leading_net()
     net.register_module("spare", LeadingNeuron())

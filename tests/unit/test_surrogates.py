@@ -28,7 +28,7 @@ ALL = [
     Rectangle(),
     Rectangle(0.5),
 ]
-U = torch.linspace(-2.03, 2.01, 401, dtype=torch.float64)
+U = torch.linspace(-2.0317, 2.0171, 401, dtype=torch.float64)  # hits no kink
 
 
 @pytest.mark.parametrize("surrogate", ALL, ids=str)
