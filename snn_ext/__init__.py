@@ -4,7 +4,7 @@ model = snn_ext.patch(model, imp=True, example_input=x)
 crit = snn_ext.loss(model, "tet-s")
 """
 
-from snn_ext import functional, neurons, objectives, surrogates
+from snn_ext import functional, neurons, norms, objectives, surrogates
 from snn_ext.dynamics.description import Dynamics, NeuronSpec, Time
 from snn_ext.errors import (
     AdapterError,
@@ -22,10 +22,11 @@ from snn_ext.errors import (
     UnsupportedSiteError,
 )
 from snn_ext.methods.objectives import LTS, SDT, TET, TETS
-from snn_ext.methods.options import IMP
-from snn_ext.methods.swap import swap_class
+from snn_ext.methods.options import IMP, MPBN
+from snn_ext.methods.swap import original_class, swap_class
 from snn_ext.patching.apply import Report, patch, plan, report, unpatch
 from snn_ext.patching.checkpoints import load, save
+from snn_ext.patching.fold import fold
 from snn_ext.patching.hookspecs import AdapterInfo, hookimpl
 from snn_ext.patching.plan import Plan
 from snn_ext.patching.plugins import adapters, comes_from, register
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "IMP",
     "LTS",
+    "MPBN",
     "SDT",
     "TET",
     "TETS",
@@ -66,12 +68,15 @@ __all__ = [
     "carried",
     "check_optimizer",
     "comes_from",
+    "fold",
     "functional",
     "hookimpl",
     "load",
     "loss",
     "neurons",
+    "norms",
     "objectives",
+    "original_class",
     "param_groups",
     "patch",
     "plan",

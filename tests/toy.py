@@ -83,7 +83,7 @@ class ToyAdapter:
         if isinstance(module, StepNeuron):
             return NeuronSpec(Time.PER_CALL, dynamics=DYNAMICS)
         if isinstance(module, Odd):
-            return NeuronSpec(Time.LEADING, unsupported={"imp": "it has no membrane"})
+            return NeuronSpec(Time.LEADING, unsupported={"*": "it has no membrane"})
         return None
 
     @hookimpl

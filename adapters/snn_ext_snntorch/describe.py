@@ -8,7 +8,7 @@ from typing import Any
 import snntorch as snn
 from torch import Tensor, nn
 
-from snn_ext import Dynamics, NeuronSpec, Time
+from snn_ext import Dynamics, NeuronSpec, Time, original_class
 from snn_ext.surrogates import ATan, FastSigmoid, Sigmoid, Surrogate
 
 __all__ = ["describe"]
@@ -39,11 +39,29 @@ def describe(module: nn.Module) -> NeuronSpec | None:
         reason = "this adapter does not know how its membrane is reset"
         return NeuronSpec(Time.PER_CALL, threshold=None, unsupported={"*": reason})
     threshold = module.threshold.detach().clone()
+    no_norm = _no_membrane_norm(module)
     return NeuronSpec(
         time=Time.PER_CALL,
         threshold=float(threshold) if threshold.ndim == 0 else threshold,
         dynamics=_dynamics(module),
+        unsupported={"mpbn": no_norm} if no_norm else {},
     )
+
+
+def _no_membrane_norm(module: Any) -> str | None:
+    """Why MPBN cannot take over the firing decision."""
+    kind = original_class(module)
+    for base in (snn.Leaky, snn.Lapicque):
+        if isinstance(module, base):
+            ours = ("forward", "fire", "mem_reset")
+            if any(getattr(kind, name) is not getattr(base, name) for name in ours):
+                return f"it overrides {', '.join(ours)} of {base.__name__}"
+            break
+    else:
+        return "MPBN is defined for neurons with one membrane: Leaky and Lapicque"
+    if module.inhibition or module.state_quant:
+        return "inhibition and state_quant change the firing decision themselves"
+    return None
 
 
 def _dynamics(module: Any) -> Dynamics | None:

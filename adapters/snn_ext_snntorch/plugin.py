@@ -12,7 +12,9 @@ from snn_ext import AdapterInfo, NeuronSpec, Site, comes_from, hookimpl, swap_cl
 
 @hookimpl
 def snn_ext_adapter() -> AdapterInfo:
-    return AdapterInfo(name="snntorch", framework="snntorch", distribution="snntorch", methods=("imp",))
+    return AdapterInfo(
+        name="snntorch", framework="snntorch", distribution="snntorch", methods=("imp", "mpbn")
+    )
 
 
 @hookimpl
@@ -26,9 +28,9 @@ def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpe
 
 @hookimpl
 def snn_ext_replace(site: Site, methods: Mapping[str, object], features: tuple[int, ...] | None) -> nn.Module:
-    from snn_ext_snntorch.neurons import IMP, adopt_state
+    from snn_ext_snntorch.neurons import MIXINS, adopt_state
 
-    swap_class(site.module, IMP)
+    swap_class(site.module, MIXINS[frozenset(methods)])
     adopt_state(site.module)
     return site.module
 

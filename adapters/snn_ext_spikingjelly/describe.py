@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from spikingjelly.activation_based import base, layer, neuron, surrogate
 from torch import nn
 
-from snn_ext import Dynamics, NeuronSpec, Time
+from snn_ext import Dynamics, NeuronSpec, Time, original_class
 from snn_ext.surrogates import ATan, PiecewiseQuadratic, Rectangle, Sigmoid, Surrogate
 from snn_ext_spikingjelly.compat import missing_feature
 
-__all__ = ["describe"]
+__all__ = ["describe", "dynamics"]
 
 _PACKAGE = "spikingjelly.activation_based.neuron"
 # Whoever runs a step without one of these never asks for an initial state.
@@ -37,11 +38,15 @@ def describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | None
 
 def _spec(module: Any, time: Time) -> NeuronSpec:
     threshold = getattr(module, "v_threshold", None)
+    equations = dynamics(module)
+    unsupported = {} if equations else {"mpbn": "its step is not that of an IF, LIF or PLIF node"}
+    bump = _surrogate(getattr(module, "surrogate_function", None))
     return NeuronSpec(
         time=time,
         rest=float(module.get_reset_value("v")),
         threshold=float(threshold) if isinstance(threshold, int | float) else None,
-        dynamics=_dynamics(module),
+        dynamics=replace(equations, surrogate=bump) if equations and bump else None,
+        unsupported=unsupported,
     )
 
 
@@ -85,11 +90,11 @@ def _time(module: nn.Module, path: str, root: nn.Module) -> Time:
     return Time.LEADING if getattr(module, "step_mode", "m") == "m" else Time.PER_CALL
 
 
-def _dynamics(module: Any) -> Dynamics | None:
-    """The exact equations of IF, LIF and PLIF nodes (unless a subclass changes its step)."""
+def dynamics(module: Any) -> Dynamics | None:
+    """The exact equations of IF, LIF and PLIF nodes as they are now, a learnable decay with its
+    gradient, and all but the surrogate; None for others and for subclasses with a step of their own."""
     decay_and_gain = _decay_and_gain(module)
-    bump = _surrogate(getattr(module, "surrogate_function", None))
-    if decay_and_gain is None or bump is None or not isinstance(module.v_threshold, float):
+    if decay_and_gain is None or not isinstance(module.v_threshold, float):
         return None
     return Dynamics(
         decay=decay_and_gain[0],
@@ -99,18 +104,18 @@ def _dynamics(module: Any) -> Dynamics | None:
         reset="soft" if module.v_reset is None else "hard",
         fires_at_equality=True,
         detach_reset=module.detach_reset,
-        surrogate=bump,
     )
 
 
 def _decay_and_gain(module: Any) -> tuple[Any, Any] | None:
-    step = type(module).single_step_functional_forward
+    kind = original_class(module)
+    step = getattr(kind, "single_step_functional_forward", None)
     if step is neuron.IFNode.single_step_functional_forward:
         return 1.0, 1.0
     if step is neuron.LIFNode.single_step_functional_forward:
         leak = 1.0 / module.tau
     elif step is neuron.ParametricLIFNode.single_step_functional_forward:
-        leak = module.w.detach().sigmoid()
+        leak = module.w.sigmoid()
     else:
         return None
     return 1.0 - leak, leak if module.decay_input else 1.0

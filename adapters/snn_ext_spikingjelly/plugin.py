@@ -15,7 +15,7 @@ def snn_ext_adapter() -> AdapterInfo:
         name="spikingjelly",
         framework="spikingjelly",
         distribution="spikingjelly",
-        methods=("imp",),
+        methods=("imp", "mpbn"),
     )
 
 
@@ -31,10 +31,10 @@ def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpe
 @hookimpl
 def snn_ext_replace(site: Site, methods: Mapping[str, object], features: tuple[int, ...] | None) -> nn.Module:
     from snn_ext_spikingjelly.compat import warn_ignored_overrides
-    from snn_ext_spikingjelly.neurons import IMP
+    from snn_ext_spikingjelly.neurons import MIXINS
 
     warn_ignored_overrides(site.module, str(site))
-    swap_class(site.module, IMP)
+    swap_class(site.module, MIXINS[frozenset(methods)])
     return site.module
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,21 @@ from snn_ext.dynamics.description import Dynamics
 from snn_ext.dynamics.surrogates import fire
 from snn_ext.errors import OptionError, ReadoutError
 
-__all__ = ["Sequence", "lts", "multistep", "sdt", "step", "tet"]
+__all__ = [
+    "Decide",
+    "Sequence",
+    "charge",
+    "decide_folded",
+    "decide_normalised",
+    "decide_plain",
+    "fold_threshold",
+    "lts",
+    "multistep",
+    "reset",
+    "sdt",
+    "step",
+    "tet",
+]
 
 
 class Sequence(NamedTuple):
@@ -26,8 +41,91 @@ class Sequence(NamedTuple):
     """[T, B, *], `membrane` after every step."""
 
 
+Decide = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From a charged membrane H [B, *]: the spikes, and the membrane that is reset and carried on."""
+
+
+def decide_plain(dynamics: Dynamics, *, smooth: bool = False) -> Decide:
+    """S = 1[H > theta], and H itself is carried."""
+    d = dynamics
+    return lambda h: (_fire(h - d.threshold, d, smooth), h)
+
+
+def decide_normalised(
+    norm: Callable[[Tensor], Tensor],
+    threshold: float | Tensor,
+    spike: Callable[[Tensor], Tensor],
+    *,
+    carry: Literal["raw", "normalised"] = "raw",
+) -> Decide:
+    """MPBN: S = spike(norm(H) - threshold); carried on is H ("raw", the authors) or norm(H)."""
+
+    def decide(h: Tensor) -> tuple[Tensor, Tensor]:
+        normalised = norm(h)
+        return spike(normalised - threshold), h if carry == "raw" else normalised
+
+    return decide
+
+
+def fold_threshold(
+    threshold: float | Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    eps: float,
+    fires_at_equality: bool,
+) -> tuple[Tensor, Tensor]:
+    """Threshold and sign for which `decide_folded` fires exactly where the normalised membrane would.
+
+    With s = sqrt(var + eps): threshold' = (threshold - bias) * s / weight + mean, and sign that of
+    `weight`. weight = 0 is a constant decision: threshold' = -inf (always) or +inf (never), sign +.
+    Computed in float64 and rounded once.
+
+    Args:
+        threshold: theta, scalar or broadcastable to the statistics.
+        mean, var: running statistics, [C] or [C, *].
+        weight, bias: affine parameters of the same shape, or None.
+
+    Returns:
+        threshold' and sign, in the shape and dtype of `mean`.
+    """
+    mu, scale = mean.double(), (var.double() + eps).sqrt()
+    gamma = torch.ones_like(mu) if weight is None else weight.double()
+    beta = torch.zeros_like(mu) if bias is None else bias.double()
+    theta = torch.as_tensor(threshold, device=mu.device).double().expand_as(mu)
+    constant = gamma == 0
+    folded = (theta - beta) * scale / torch.where(constant, torch.ones_like(gamma), gamma) + mu
+    always = beta >= theta if fires_at_equality else beta > theta
+    infinite = torch.where(always, -torch.inf, torch.inf).to(folded.dtype)
+    sign = torch.where(gamma < 0, -1.0, 1.0)
+    return torch.where(constant, infinite, folded).to(mean.dtype), sign.to(mean.dtype)
+
+
+def decide_folded(threshold: Tensor, sign: Tensor, *, fires_at_equality: bool) -> Decide:
+    """A folded MPBN: S = 1[H > threshold] where sign > 0, 1[H < threshold] where sign < 0.
+
+    Compares instead of subtracting, so that infinite thresholds (constant decisions) are exact. There
+    is no gradient: folding is for inference.
+    """
+
+    def decide(h: Tensor) -> tuple[Tensor, Tensor]:
+        above = h >= threshold if fires_at_equality else h > threshold
+        below = h <= threshold if fires_at_equality else h < threshold
+        return torch.where(sign > 0, above, below).to(h.dtype), h
+
+    return decide
+
+
 def step(
-    x: Tensor, v: Tensor, dynamics: Dynamics, *, pending_reset: bool = True, smooth: bool = False
+    x: Tensor,
+    v: Tensor,
+    dynamics: Dynamics,
+    *,
+    pending: Tensor | None = None,
+    decide: Decide | None = None,
+    smooth: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One time step: charge, fire, reset (equations: `Dynamics`).
 
@@ -35,40 +133,43 @@ def step(
         x: input [B, *].
         v: membrane carried from the step before, broadcastable to `x`.
         dynamics: the neuron.
-        pending_reset: with delayed timing, whether `v` was charged by a step of this sequence and may
-            still have to be reset; False for an initial membrane. Ignored with immediate timing.
+        pending: with delayed timing, the spikes of the step before, whose reset is still due; None
+            for an initial membrane. Ignored with immediate timing.
+        decide: how spikes follow from the charged membrane; None: `decide_plain`.
         smooth: see `surrogates.fire`.
 
     Returns:
         spikes [B, *] and the membrane to carry [B, *].
     """
     d = dynamics
-    reset_now = d.timing == "immediate"
-    pending: Tensor | None = None
-    if not reset_now and pending_reset and d.reset != "none":
-        pending = _fire(v, d, smooth)
-        pending = pending.detach() if d.detach_reset else pending
-    if pending is not None and d.reset == "hard":
-        v = v * (1 - pending) + d.rest * pending
-    h = _charge(x, v, d)
-    if pending is not None and d.reset == "soft":
-        h = h - d.threshold * pending
-    s = _fire(h, d, smooth)
-    if not reset_now or d.reset == "none":
-        return s, h
-    s_reset = s.detach() if d.detach_reset else s
-    if d.reset == "soft":
-        return s, h - d.threshold * s_reset
-    return s, h * (1 - s_reset) + d.rest * s_reset
+    delayed = d.timing == "delayed" and pending is not None
+    if delayed and d.reset == "hard":
+        v = reset(v, pending, d)
+    h = charge(x, v, d)
+    if delayed and d.reset == "soft":
+        h = reset(h, pending, d)
+    s, carried = (decide or decide_plain(d, smooth=smooth))(h)
+    return s, reset(carried, s, d) if d.timing == "immediate" else carried
 
 
-def _charge(x: Tensor, v: Tensor, d: Dynamics) -> Tensor:
+def charge(x: Tensor, v: Tensor, dynamics: Dynamics) -> Tensor:
+    """H = decay * V + gain * x + (1 - decay) * rest."""
+    d = dynamics
     h = d.decay * v + d.gain * x
     return h + (1 - d.decay) * d.rest if d.rest else h
 
 
-def _fire(h: Tensor, d: Dynamics, smooth: bool) -> Tensor:
-    return fire(h - d.threshold, d.surrogate, fires_at_equality=d.fires_at_equality, smooth=smooth)
+def reset(v: Tensor, spikes: Tensor | None, dynamics: Dynamics) -> Tensor:
+    """The membrane after a hard, soft or no reset by `spikes` (None: no spikes)."""
+    d = dynamics
+    if spikes is None or d.reset == "none":
+        return v
+    s = spikes.detach() if d.detach_reset else spikes
+    return v - d.threshold * s if d.reset == "soft" else v * (1 - s) + d.rest * s
+
+
+def _fire(u: Tensor, d: Dynamics, smooth: bool) -> Tensor:
+    return fire(u, d.surrogate, fires_at_equality=d.fires_at_equality, smooth=smooth)
 
 
 def multistep(
@@ -76,7 +177,8 @@ def multistep(
     v0: Tensor | float,
     dynamics: Dynamics,
     *,
-    continues: bool = False,
+    pending: Tensor | None = None,
+    decide: Decide | None = None,
     smooth: bool = False,
 ) -> Sequence:
     """Run a neuron over a whole sequence from the membrane `v0`.
@@ -85,7 +187,9 @@ def multistep(
         x: input current [T, B, *], T >= 1.
         v0: initial membrane V[0], broadcastable to [B, *] (per neuron, per channel, scalar, ...).
         dynamics: the neuron.
-        continues: `v0` is the `membrane` of an earlier call, so a delayed reset may be pending.
+        pending: where `v0` is the `membrane` of an earlier call: the last spikes [B, *] of that call,
+            whose delayed reset is still due.
+        decide: how spikes follow from the charged membrane; None: `decide_plain`.
         smooth: replace the spike by the surrogate's primitive (for gradient checks only).
 
     Returns:
@@ -109,10 +213,11 @@ def multistep(
             f"v0 of shape {list(v.shape)} does not broadcast to one step {list(x.shape[1:])}.",
             do="pass v0 as a scalar, [C, 1, 1], the feature shape, or [B, *]",
         ) from None
+    s = None if pending is None else pending.to(state_dtype)
     spikes, membranes = [], []
     # unbind, not x[t]: indexing makes the backward quadratic in T.
-    for t, x_t in enumerate(x.to(state_dtype).unbind(0)):
-        s, v = step(x_t, v, dynamics, pending_reset=continues or t > 0, smooth=smooth)
+    for x_t in x.to(state_dtype).unbind(0):
+        s, v = step(x_t, v, dynamics, pending=s, decide=decide, smooth=smooth)
         spikes.append(s)
         membranes.append(v)
     return Sequence(torch.stack(spikes).to(x.dtype), v, torch.stack(membranes))

@@ -171,6 +171,7 @@ class SpikingNeuron(InitialPotential):
 
     Attributes:
         v: membrane [B, *] after the last step, None before the first.
+        pending: spikes [B, *] of the last step, whose reset may still be due.
 
     Raises:
         OptionError: ``Time.MERGED`` (there is no time to integrate over).
@@ -194,6 +195,7 @@ class SpikingNeuron(InitialPotential):
         self.dynamics = dynamics or Dynamics()
         self.time = time
         self.v: Tensor | None = None
+        self.pending: Tensor | None = None
         if imp is not None:
             self.start_from(imp, initial_potential(imp, features, self.spec))
 
@@ -206,25 +208,22 @@ class SpikingNeuron(InitialPotential):
     def forward(self, x: Tensor) -> Tensor:
         """Spikes in the shape and dtype of `x`: [T, B, *] or [B, *], by `time`."""
         sequence = x if self.time is Time.LEADING else x.unsqueeze(0)
-        v = self.v if self.time is Time.PER_CALL else None
-        continues = v is not None and v.shape == sequence.shape[1:]
-        if not continues:
-            dtype = torch.promote_types(x.dtype, torch.float32)
-            v = self._start(sequence.shape[2:], dtype).to(x.device)
-        result = functional.multistep(
-            sequence, v if v is not None else 0.0, self.dynamics, continues=continues
-        )
-        self.v = result.membrane
+        v, pending = self.v, self.pending
+        if v is None or self.time is Time.LEADING or v.shape != sequence.shape[1:]:
+            v, pending = self._start(sequence.shape[2:], x), None
+        result = functional.multistep(sequence, v, self.dynamics, pending=pending)
+        self.v, self.pending = result.membrane, result.spikes[-1]
         return result.spikes if self.time is Time.LEADING else result.spikes[0]
 
-    def _start(self, features: torch.Size, dtype: torch.dtype) -> Tensor:
+    def _start(self, features: torch.Size, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
         if "imp" in self._parameters:
             return self.initial_membrane(features, dtype)
-        return torch.tensor(self.dynamics.rest, dtype=dtype)
+        return torch.tensor(self.dynamics.rest, dtype=dtype, device=x.device)
 
     def reset(self) -> None:
         """End the sequence: the next call starts from V0."""
-        self.v = None
+        self.v = self.pending = None
 
     def extra_repr(self) -> str:
         return f"{self.dynamics}, time={self.time.value!r}"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, TypeGuard
 
 from snn_ext.errors import OptionError
 
-__all__ = ["IMP", "METHODS", "Method", "Shape"]
+__all__ = ["IMP", "METHODS", "MPBN", "Method", "Shape"]
 
 Shape = Literal["neuron", "channel", "layer"] | tuple[int, ...]
 Init = float | tuple[float, float] | Literal["rest", "half"]
@@ -20,6 +20,11 @@ class Method:
 
     name: ClassVar[str]
     """Keyword of `patch`, and first part of the new state_dict keys (``<site>.<name>``)."""
+
+    @property
+    def needs(self) -> Literal["nothing", "channels", "features"]:
+        """What must be known of a site to size the new parameters."""
+        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain data, for checkpoints and reports."""
@@ -65,9 +70,60 @@ class IMP(Method):
         object.__setattr__(self, "init", _checked_init(init, squashed=self.squash is not None))
         object.__setattr__(self, "shape", _checked_shape(self.shape))
 
+    @property
+    def needs(self) -> Literal["nothing", "channels", "features"]:
+        return {"neuron": "features", "channel": "channels"}.get(str(self.shape), "nothing")  # type: ignore[return-value]
 
-def _impossible(field: str, value: object, do: str) -> OptionError:
-    return OptionError(f"IMP({field}={value!r}) is not possible.", do=do)
+
+@dataclass(frozen=True)
+class MPBN(Method):
+    """Batch norm on the membrane before firing: S[t] = 1[BN(H[t]) > theta].
+
+    One norm per neuron layer, called once per step: training uses the statistics of every single
+    step, and the running statistics get T updates per sequence; inference uses the running ones.
+
+    Args:
+        features: what has statistics and an affine of its own: every ``"channel"`` (over batch and
+            space, the authors) or every ``"element"`` (over the batch only; fixes the resolution).
+        carry: what is reset and carried to the next step: the ``"raw"`` H (the authors' code; folds
+            exactly, see `snn_ext.fold`) or the ``"normalised"`` one (SpikingJelly's MPBNLIFNode).
+        eps, momentum, affine: of the batch norm.
+
+    Raises:
+        OptionError: a value of the wrong kind.
+
+    Source: Guo et al., ICCV 2023, and its published code.
+    """
+
+    name: ClassVar[str] = "mpbn"
+
+    features: Literal["channel", "element"] = "channel"
+    carry: Literal["raw", "normalised"] = "raw"
+    eps: float = 1e-5
+    momentum: float = 0.1
+    affine: bool = True
+
+    def __post_init__(self) -> None:
+        if self.features not in ("channel", "element"):
+            raise _impossible("features", self.features, "use 'channel' or 'element'", "MPBN")
+        if self.carry not in ("raw", "normalised"):
+            raise _impossible("carry", self.carry, "use 'raw' or 'normalised'", "MPBN")
+        _check_norm("MPBN", self.eps, self.momentum)
+
+    @property
+    def needs(self) -> Literal["nothing", "channels", "features"]:
+        return "channels" if self.features == "channel" else "features"
+
+
+def _check_norm(method: str, eps: object, momentum: object) -> None:
+    if not _is_number(eps) or not eps > 0:
+        raise _impossible("eps", eps, "use a small positive number such as 1e-5", method)
+    if not _is_number(momentum) or not 0 <= momentum <= 1:
+        raise _impossible("momentum", momentum, "use a number from 0 to 1, such as 0.1", method)
+
+
+def _impossible(field: str, value: object, do: str, method: str = "IMP") -> OptionError:
+    return OptionError(f"{method}({field}={value!r}) is not possible.", do=do)
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -108,4 +164,4 @@ def _checked_shape(shape: object) -> Shape:
     raise _impossible("shape", shape, "use 'neuron', 'channel', 'layer' or a tuple of positive sizes")
 
 
-METHODS: dict[str, type[Method]] = {IMP.name: IMP}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (IMP, MPBN)}

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from snn_ext.errors import AdapterError, OptionError
-from snn_ext.methods.neurons import InitialPotential, initial_potential
-from snn_ext.methods.options import IMP
+from snn_ext.errors import AdapterError, FoldError, OptionError
+from snn_ext.methods.parts import Part, attach, detach, parts
 from snn_ext.methods.swap import Swapped, restore_class
 from snn_ext.patching import plugins
 from snn_ext.patching.plan import Decision, Plan, decide, refuse_wrapped
@@ -26,13 +25,14 @@ from snn_ext.patching.record import (
 from snn_ext.patching.sites import Patterns, Site, scan
 from snn_ext.patching.table import Row, render
 
-__all__ = ["Report", "patch", "plan", "report", "unpatch"]
+__all__ = ["Report", "patch", "plan", "report", "take_back_all", "unpatch"]
 
 
 def plan(
     model: nn.Module,
     *,
     imp: Any = None,
+    mpbn: Any = None,
     example_input: Any = None,
     include: Patterns = "*",
     exclude: Patterns = (),
@@ -46,7 +46,7 @@ def plan(
     """
     decisions = decide(
         model,
-        {"imp": imp, **unknown},
+        {"imp": imp, "mpbn": mpbn, **unknown},
         example_input=example_input,
         include=include,
         exclude=exclude,
@@ -59,6 +59,7 @@ def patch(
     model: nn.Module,
     *,
     imp: Any = None,
+    mpbn: Any = None,
     example_input: Any = None,
     include: Patterns = "*",
     exclude: Patterns = (),
@@ -72,6 +73,7 @@ def patch(
         imp: learnable initial membrane potential: ``True`` for the defaults, an `IMP`, or an ordered
             mapping glob -> option or None, first match wins:
             ``imp={"head.*": None, "*": IMP(init=0.0)}``.
+        mpbn: batch norm on the membrane before firing: ``True``, an `MPBN`, or a mapping as above.
         example_input: what you would pass to ``model(...)``: a tensor, a tuple of arguments or a dict
             of keywords. Used for one pass without gradients to see the shapes; the model, its states
             and the random generators are left as they were.
@@ -96,6 +98,7 @@ def patch(
     return plan(
         model,
         imp=imp,
+        mpbn=mpbn,
         example_input=example_input,
         include=include,
         exclude=exclude,
@@ -110,11 +113,11 @@ def execute(plan: Plan) -> nn.Module:
     refuse_wrapped(root)
     todo = [d for d in plan.decisions if d.methods and not d.reason]
     _check_still_true(root, todo)
-    parameters = [_parameter(root, decision) for decision in todo]
+    made = [_parts(root, decision) for decision in todo]
     undo: list[Callable[[], object]] = []
     try:
-        for decision, parameter in zip(todo, parameters, strict=True):
-            root = _replace(root, decision, parameter, undo)
+        for decision, new_parts in zip(todo, made, strict=True):
+            root = _replace(root, decision, new_parts, undo)
         expect_older_checkpoints(root, on=True)
         _tell_adapters(root, [d.site.module for d in todo])
     except BaseException:
@@ -137,13 +140,9 @@ def _check_still_true(root: nn.Module, todo: list[Decision]) -> None:
             )
 
 
-def _parameter(root: nn.Module, decision: Decision) -> nn.Parameter | None:
-    option = decision.methods.get(IMP.name)
-    if not isinstance(option, IMP):
-        return None
-    site = decision.site
-    device, dtype = _device_and_dtype(root, site.module)
-    return initial_potential(option, decision.features, site.spec, device=device, dtype=dtype)
+def _parts(root: nn.Module, decision: Decision) -> dict[str, Part]:
+    device, dtype = _device_and_dtype(root, decision.site.module)
+    return parts(decision.methods, decision.features, decision.site.spec, device=device, dtype=dtype)
 
 
 def _device_and_dtype(root: nn.Module, module: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -156,10 +155,7 @@ def _device_and_dtype(root: nn.Module, module: nn.Module) -> tuple[torch.device,
 
 
 def _replace(
-    root: nn.Module,
-    decision: Decision,
-    parameter: nn.Parameter | None,
-    undo: list[Callable[[], object]],
+    root: nn.Module, decision: Decision, made: dict[str, Part], undo: list[Callable[[], object]]
 ) -> nn.Module:
     site, old = decision.site, decision.site.module
     undo.append(lambda: _take_back(old))
@@ -170,32 +166,26 @@ def _replace(
         methods=dict(decision.methods),
         features=decision.features,
     )
-    option = decision.methods.get(IMP.name)
-    _check_replacement(new, site, needs_start=parameter is not None)
-    if parameter is not None and isinstance(option, IMP):
-        new.start_from(option, parameter, site.paths[0])
+    if not isinstance(new, nn.Module):
+        raise AdapterError(
+            f"the adapter {site.adapter!r} returned {type(new).__name__} for {site.kind}.",
+            where=str(site),
+            why="snn_ext_replace must return a module",
+            do=f"report this to the authors of the adapter {site.adapter!r}; the model is unchanged",
+        )
+    attach(new, decision.methods, made, site.paths[0])
     Record(
         adapter=site.adapter,
         methods=dict(decision.methods),
         features=decision.features,
         origin=decision.origin,
-        added=tuple(decision.new_shapes),
+        added=tuple(made),
         original=() if new is old else (old,),
     ).attach(new)
     if new is old:
         return root
     undo.append(lambda: _install(root, site.paths, old))
     return _install(root, site.paths, new)
-
-
-def _check_replacement(new: object, site: Site, *, needs_start: bool) -> None:
-    if not isinstance(new, InitialPotential if needs_start else nn.Module):
-        raise AdapterError(
-            f"the adapter {site.adapter!r} returned {type(new).__name__} for {site.kind}.",
-            where=str(site),
-            why="snn_ext_replace must return a module, an InitialPotential if imp is asked for",
-            do=f"report this to the authors of the adapter {site.adapter!r}; the model is unchanged",
-        )
 
 
 def _install(root: nn.Module, paths: Iterable[str], module: nn.Module) -> nn.Module:
@@ -210,8 +200,7 @@ def _install(root: nn.Module, paths: Iterable[str], module: nn.Module) -> nn.Mod
 
 def _take_back(module: nn.Module) -> None:
     """Remove whatever snn-ext put into a module, as far as it got."""
-    if isinstance(module, InitialPotential):
-        module.stop_starting()
+    detach(module)
     if record_of(module) is not None:
         Record.detach(module)
     if isinstance(module, Swapped):
@@ -233,9 +222,23 @@ def unpatch(model: nn.Module) -> nn.Module:
         The model; the original object if the root itself had been replaced by another.
 
     Raises:
+        FoldError: a site is folded.
         UnsupportedSiteError: the model is compiled or wrapped.
     """
     refuse_wrapped(model)
+    folded = [path for path, (_, record) in patched_modules(model).items() if record.folded]
+    if folded:
+        raise FoldError(
+            f"{type(model).__name__} is folded, which cannot be undone.",
+            where=", ".join(folded[:5]),
+            why="the running statistics and affines are gone, only thresholds are left",
+            do="load the checkpoint from before snn_ext.fold into a fresh model",
+        )
+    return take_back_all(model)
+
+
+def take_back_all(model: nn.Module) -> nn.Module:
+    """`unpatch` without its checks."""
     paths: dict[int, list[str]] = {}
     for path, module in walk(model):
         paths.setdefault(id(module), []).append(path)
@@ -275,8 +278,9 @@ def report(model: nn.Module) -> Report:
     for site in scan(model):
         record = replaced.get(id(site.module))
         if record is None:
-            decision = Decision(site, reason=site.spec.refusal(IMP.name) or "not patched")
+            decision = Decision(site, reason=site.spec.refusal("*") or "not patched")
         else:
-            decision = Decision(site, record.methods, record.features, record.origin)
+            note = "folded, cannot be unpatched" if record.folded else ""
+            decision = Decision(site, record.methods, record.features, record.origin, omitted=note)
         rows.append(decision.row())
     return Report(type(model).__name__, tuple(rows))

@@ -20,8 +20,8 @@ from snn_ext.errors import (
     ShapeUnknownError,
     UnsupportedSiteError,
 )
-from snn_ext.methods.neurons import potential_shape
-from snn_ext.methods.options import IMP, METHODS, Method, Shape
+from snn_ext.methods.options import METHODS, Method
+from snn_ext.methods.parts import part_shapes, part_size
 from snn_ext.patching import plugins, shapes
 from snn_ext.patching.record import record_of
 from snn_ext.patching.sites import Patterns, Selection, Site, Wish, scan
@@ -40,6 +40,7 @@ class Decision:
         features: shape of one sample at one step; None where not needed.
         origin: where `features` came from.
         reason: why the site is left alone, or "already patched".
+        omitted: why some of the methods asked for are not among `methods`.
     """
 
     site: Site
@@ -47,12 +48,7 @@ class Decision:
     features: tuple[int, ...] | None = None
     origin: str = ""
     reason: str = ""
-
-    @property
-    def new_shapes(self) -> dict[str, tuple[int, ...]]:
-        """State_dict names (relative to the site) -> shapes of the new parameters."""
-        imp = self.methods.get(IMP.name)
-        return {IMP.name: potential_shape(imp.shape, self.features)} if isinstance(imp, IMP) else {}
+    omitted: str = ""
 
     def row(self) -> Row:
         return Row(
@@ -64,13 +60,9 @@ class Decision:
             features=self.features,
             origin=self.origin,
             methods=tuple(self.methods),
-            parameters={k: _count(s) for k, s in self.new_shapes.items()},
-            note=self.reason,
+            parameters={k: part_size(m, self.features) for k, m in self.methods.items()},
+            note=self.reason or self.omitted,
         )
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
 
 
 @dataclass(frozen=True)
@@ -234,73 +226,78 @@ def _decide_site(
                 do="snn_ext.unpatch(model) first, or leave this site out with exclude=...",
             )
         return Decision(site, options, record.features, record.origin, "already patched")
-    named = any(wish.named for wish in wishes.values())
-    refusal = _refusal(site, options)
-    if refusal and named:
-        raise UnsupportedSiteError(
-            f"{', '.join(options)} cannot be put into {site.kind}.",
-            where=str(site),
-            why=refusal,
-            do="leave this site out, with exclude= or a mapping to None",
-        )
-    if refusal:
-        return Decision(site, reason=refusal)
-    if traced is not None and id(site.module) not in traced and not named:
+    inputs = (traced or {}).get(id(site.module), [])
+    if traced is not None and not inputs and not any(wish.named for wish in wishes.values()):
         return Decision(site, reason="never called with example_input")
-    features, origin = _features(model, site, options, (traced or {}).get(id(site.module), []))
-    decision = Decision(site, options, features, origin)
-    _check_shapes(decision)
-    return decision
+    refused = _refused(site, wishes)
+    possible = {name: option for name, option in options.items() if name not in refused}
+    reason = "; ".join(dict.fromkeys(refused.values()))
+    if not possible:
+        return Decision(site, reason=reason)
+    features, origin = _features(model, site, possible, inputs)
+    return Decision(site, possible, features, origin, omitted=reason)
 
 
-def _refusal(site: Site, options: Mapping[str, Method]) -> str | None:
-    for name in options:
-        reason = site.spec.refusal(name)
+def _refused(site: Site, wishes: Mapping[str, Wish]) -> dict[str, str]:
+    """Method -> why this site cannot take it; an error if the user named the site."""
+    refused = {}
+    for name, wish in wishes.items():
+        reason = _refusal(site, name)
+        if reason and wish.named:
+            raise UnsupportedSiteError(
+                f"{name} cannot be put into {site.kind}.",
+                where=str(site),
+                why=reason,
+                do="leave this site out, with exclude= or a mapping to None",
+            )
         if reason:
-            return reason
-        if site.spec.time is Time.MERGED:
-            return "it sees [T*B, ...]: every step is a sequence of its own, V0 would act in all of them"
-        if hasattr(site.module, name):
-            return f"it has an attribute {name!r} of its own"
-    return None
+            refused[name] = reason
+    return refused
 
 
-def _check_shapes(decision: Decision) -> None:
-    try:
-        _ = decision.new_shapes
-    except ShapeMismatchError as error:
-        raise ShapeMismatchError(error.what, where=str(decision.site), why=error.why, do=error.do) from None
+def _refusal(site: Site, name: str) -> str | None:
+    if site.spec.refusal(name):
+        return site.spec.refusal(name)
+    if site.spec.time is Time.MERGED:
+        return "it sees [T*B, ...]: every step is a sequence of its own, V0 would act in all of them"
+    return f"it has an attribute {name!r} of its own" if hasattr(site.module, name) else None
 
 
 def _features(
     model: nn.Module, site: Site, options: Mapping[str, Method], inputs: list[torch.Tensor]
 ) -> tuple[tuple[int, ...] | None, str]:
+    """Shape of one sample at one step, checked against the options, and where it is known from."""
     seen = {site.spec.time.features(tuple(x.shape)) for x in inputs}
-    shape: Shape = getattr(options.get(IMP.name), "shape", "neuron")
-    if shape == "layer":
-        return None, "not needed"
-    if len({potential_shape(shape, features) for features in seen}) > 1:
-        raise ShapeUnknownError(
-            f"{site} is called with different features: {sorted(seen)}.",
-            where=", ".join(site.paths),
-            why="one V0 per neuron or channel cannot serve them all",
-            do="use one neuron object per place, or IMP(shape='layer') for this site",
-        )
+    needs = {option.needs for option in options.values()}
     if seen:
+        if len({_shapes(site, options, features) for features in seen}) > 1:
+            raise ShapeUnknownError(
+                f"{site} is called with different features: {sorted(seen)}.",
+                where=", ".join(site.paths),
+                why="parameters per neuron or channel cannot serve them all",
+                do="use one neuron object per place, or IMP(shape='layer') for this site",
+            )
         return max(seen), "traced"
-    if isinstance(shape, tuple):
-        return None, "explicit"
+    if needs == {"nothing"}:
+        return None, "not needed"
     inferred = shapes.infer(model, site)
-    if inferred and shape == "channel":
-        return tuple(1 if n is None else n for n in inferred), "inferred"
-    if inferred and None not in inferred:
-        return tuple(n for n in inferred if n is not None), "inferred"
+    if inferred and ("features" not in needs or None not in inferred):
+        features = tuple(n or 1 for n in inferred)
+        _shapes(site, options, features)
+        return features, "inferred"
     raise ShapeUnknownError(
         f"the number of neurons of {site} is not known.",
         where=str(site),
         why=f"no example_input reached it, and {_hint(inferred)}",
         do="pass example_input=<one batch>, or IMP(shape='channel' | 'layer' | (C, 1, 1))",
     )
+
+
+def _shapes(site: Site, options: Mapping[str, Method], features: tuple[int, ...]) -> tuple[Any, ...]:
+    try:
+        return tuple(tuple(part_shapes(option, features)) for option in options.values())
+    except ShapeMismatchError as error:
+        raise ShapeMismatchError(error.what, where=str(site), why=error.why, do=error.do) from None
 
 
 def _hint(inferred: tuple[int | None, ...] | None) -> str:

@@ -29,6 +29,7 @@ class Record:
         origin: where `features` came from: "traced", "inferred", "explicit" or "not needed".
         added: names of the new parameters and submodules, relative to the module.
         original: the object that stood there before, if it was not patched in place.
+        folded: its norm is folded for inference; there is no way back.
     """
 
     adapter: str
@@ -37,6 +38,7 @@ class Record:
     origin: str
     added: tuple[str, ...]
     original: tuple[nn.Module, ...] = ()
+    folded: bool = False
 
     def attach(self, module: nn.Module) -> None:
         # Through __dict__, so that a framework's own __setattr__ is not involved; `original` sits in

@@ -16,7 +16,7 @@ from snn_ext.errors import ShapeUnknownError
 from snn_ext.patching.record import walk
 from snn_ext.patching.sites import Site
 
-__all__ = ["infer", "trace", "untouched"]
+__all__ = ["infer", "run", "trace", "untouched"]
 
 
 def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, list[Tensor]]:
@@ -49,7 +49,7 @@ def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, l
             site.module.register_forward_pre_hook(note, with_kwargs=True)
         try:
             with torch.no_grad():
-                _call(root, example_input)
+                run(root, example_input)
         except Exception as error:
             raise ShapeUnknownError(
                 f"{type(root).__name__} did not run on example_input.",
@@ -60,13 +60,13 @@ def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, l
     return seen
 
 
-def _call(root: nn.Module, example_input: Any) -> None:
+def run(root: nn.Module, example_input: Any) -> Any:
+    """Call the model with a tensor, a tuple or list of arguments, or a dict of keywords."""
     if isinstance(example_input, Mapping):
-        root(**example_input)
-    elif isinstance(example_input, tuple | list):
-        root(*example_input)
-    else:
-        root(example_input)
+        return root(**example_input)
+    if isinstance(example_input, tuple | list):
+        return root(*example_input)
+    return root(example_input)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from snn_ext import IMP, AlreadyPatchedError, CheckpointError
 from tests.toy import LeadingNeuron, StepNeuron, leading_net
 from tests.unit.test_plan import fingerprint, same
 
-X = torch.rand(3, 2, 4)
+X = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(1))
 
 
 class Keyed(LeadingNeuron):

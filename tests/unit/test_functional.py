@@ -164,7 +164,7 @@ def test_chunks_continue_exactly(reset: str, timing: str) -> None:
     x, v0 = torch.randn(9, 2, 5) * 2, torch.randn(5)
     whole = multistep(x, v0, d)
     first = multistep(x[:4], v0, d)
-    rest = multistep(x[4:], first.membrane, d, continues=True)
+    rest = multistep(x[4:], first.membrane, d, pending=first.spikes[-1])
     assert torch.equal(whole.spikes, torch.cat([first.spikes, rest.spikes]))
     assert torch.equal(whole.membrane, rest.membrane)
 
@@ -176,8 +176,8 @@ def test_an_initial_membrane_above_the_threshold_causes_no_delayed_reset() -> No
         result = multistep(x, 1.5, d)
         assert result.spikes.flatten().tolist()[0] == 1, "it fires, and is reset only afterwards"
         assert result.membranes.flatten().tolist()[0] == 1.5
-        phantom = multistep(x, 1.5, d, continues=True)
-        assert phantom.spikes.flatten().tolist()[0] == 0, "the twin: a carried membrane is reset"
+        phantom = multistep(x, 1.5, d, pending=torch.ones(1, 1))
+        assert phantom.spikes.flatten().tolist()[0] == 0, "the twin: a membrane that fired is reset"
 
 
 def test_detached_resets_pass_no_gradient_through_the_spike() -> None:

@@ -12,7 +12,7 @@ import snn_ext
 from snn_ext import LTS, SDT, OptionError, ReadoutError
 from tests.toy import StepNeuron, leading_net
 
-X = torch.rand(3, 2, 4)
+X = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(1))
 
 
 def normed() -> nn.Sequential:

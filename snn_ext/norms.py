@@ -1,0 +1,3 @@
+"""Batch norms for membranes and time, under a short name: see `snn_ext.methods.norms`."""
+
+from snn_ext.methods.norms import *
