@@ -5,7 +5,7 @@ crit = snn_ext.loss(model, "tet-s")
 """
 
 from snn_ext import functional, neurons, norms, objectives, surrogates
-from snn_ext.dynamics.description import Dynamics, NeuronSpec, Time
+from snn_ext.dynamics.description import Dynamics, NeuronSpec, NormSpec, Time
 from snn_ext.errors import (
     AdapterError,
     AlreadyPatchedError,
@@ -22,7 +22,7 @@ from snn_ext.errors import (
     UnsupportedSiteError,
 )
 from snn_ext.methods.objectives import LTS, SDT, TET, TETS
-from snn_ext.methods.options import IMP, MPBN
+from snn_ext.methods.options import BNTT, IMP, MPBN, TEBN
 from snn_ext.methods.swap import original_class, swap_class
 from snn_ext.patching.apply import Report, patch, plan, report, unpatch
 from snn_ext.patching.checkpoints import load, save
@@ -37,10 +37,12 @@ from snn_ext.patching.training import Loss, check_optimizer, loss, param_groups
 __version__ = "0.1.0"
 
 __all__ = [
+    "BNTT",
     "IMP",
     "LTS",
     "MPBN",
     "SDT",
+    "TEBN",
     "TET",
     "TETS",
     "AdapterError",
@@ -52,6 +54,7 @@ __all__ = [
     "FoldError",
     "Loss",
     "NeuronSpec",
+    "NormSpec",
     "NothingMatchedError",
     "OptionError",
     "Plan",

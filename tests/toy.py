@@ -6,7 +6,7 @@ replaced by a *new* object, as a third party's adapter may do; `Odd` cannot be p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -88,7 +88,7 @@ class ToyAdapter:
 
     @hookimpl
     def snn_ext_replace(
-        self, site: Site, methods: Mapping[str, object], features: tuple[int, ...] | None
+        self, site: Site, methods: tuple[str, ...], features: tuple[int, ...] | None
     ) -> nn.Module:
         if isinstance(site.module, LeadingNeuron):
             swap_class(site.module, Start)

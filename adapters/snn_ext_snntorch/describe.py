@@ -8,10 +8,10 @@ from typing import Any
 import snntorch as snn
 from torch import Tensor, nn
 
-from snn_ext import Dynamics, NeuronSpec, Time, original_class
+from snn_ext import Dynamics, NeuronSpec, NormSpec, OptionError, Time, original_class
 from snn_ext.surrogates import ATan, FastSigmoid, Sigmoid, Surrogate
 
-__all__ = ["describe"]
+__all__ = ["describe", "describe_norm"]
 
 _SUPPORTED = (snn.Leaky, snn.Synaptic, snn.Lapicque, snn.RLeaky, snn.RSynaptic)
 # By name: not every release has all of them.
@@ -38,6 +38,9 @@ def describe(module: nn.Module) -> NeuronSpec | None:
     if not isinstance(module, _SUPPORTED) or not isinstance(module._buffers.get("mem"), Tensor):
         reason = "this adapter does not know how its membrane is reset"
         return NeuronSpec(Time.PER_CALL, threshold=None, unsupported={"*": reason})
+    if _own_forward(module):
+        reason = "its forward never calls the framework's own, so that V0 could not enter"
+        return NeuronSpec(Time.PER_CALL, threshold=None, unsupported={"*": reason})
     threshold = module.threshold.detach().clone()
     no_norm = _no_membrane_norm(module)
     return NeuronSpec(
@@ -48,17 +51,41 @@ def describe(module: nn.Module) -> NeuronSpec | None:
     )
 
 
+def describe_norm(module: Any) -> NormSpec:
+    """torch's batch norms, called once per step in an snnTorch network."""
+    kind = original_class(module)
+    plain = kind.__module__.startswith("torch.")
+    reason = {} if plain else {"*": f"{kind.__name__} is not one of torch's own batch norms"}
+    return NormSpec(Time.PER_CALL, module.num_features, unsupported=reason)
+
+
+def _own_forward(module: nn.Module) -> bool:
+    """Whether a user's class takes the step itself, instead of calling the framework's forward."""
+    for cls in original_class(module).__mro__:
+        if cls in _SUPPORTED:
+            return False
+        code = getattr(vars(cls).get("forward"), "__code__", None)
+        if code is not None and "forward" not in code.co_names:
+            return True
+    return False
+
+
+_STEP = ("forward", "fire", "mem_reset", "_base_state_function", "_base_sub", "_base_zero", "_base_int")
+
+
+def _overridden(module: nn.Module) -> list[str]:
+    """Parts of the framework's step that a user's class replaces."""
+    kind = original_class(module)
+    base = next(cls for cls in _SUPPORTED if issubclass(kind, cls))
+    return [name for name in _STEP if getattr(kind, name) is not getattr(base, name)]
+
+
 def _no_membrane_norm(module: Any) -> str | None:
     """Why MPBN cannot take over the firing decision."""
-    kind = original_class(module)
-    for base in (snn.Leaky, snn.Lapicque):
-        if isinstance(module, base):
-            ours = ("forward", "fire", "mem_reset")
-            if any(getattr(kind, name) is not getattr(base, name) for name in ours):
-                return f"it overrides {', '.join(ours)} of {base.__name__}"
-            break
-    else:
+    if not isinstance(module, snn.Leaky | snn.Lapicque):
         return "MPBN is defined for neurons with one membrane: Leaky and Lapicque"
+    if _overridden(module):
+        return f"its class overrides {', '.join(_overridden(module))} of snnTorch's step"
     if module.inhibition or module.state_quant:
         return "inhibition and state_quant change the firing decision themselves"
     return None
@@ -72,7 +99,9 @@ def _dynamics(module: Any) -> Dynamics | None:
     if bump is None or not plain or graded or not getattr(module, "reset_delay", True):
         return None
     # What runs was chosen when the neuron was built; `reset_mechanism` may have changed since.
-    charge = module.state_function.__func__
+    charge = getattr(module.state_function, "__func__", None)
+    if charge is None or _overridden(module):
+        return None
     resets = {"_base_sub": "soft", "_base_zero": "hard", "_base_int": "none"}
     reset = resets.get(charge.__name__)
     if charge in (snn.Leaky._base_sub, snn.Leaky._base_zero, snn.Leaky._base_int):
@@ -107,4 +136,7 @@ def _surrogate(function: Any) -> Surrogate | None:
     if qualified not in kinds:
         return None
     kind, name = kinds[qualified]
-    return kind(float(inspect.getclosurevars(function).nonlocals[name]))
+    try:
+        return kind(float(inspect.getclosurevars(function).nonlocals[name]))
+    except OptionError:  # flat or negative: legal in snnTorch, but not one of ours
+        return None

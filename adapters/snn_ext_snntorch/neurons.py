@@ -1,4 +1,4 @@
-"""What snnTorch's neurons become: the same class, with another first membrane or firing decision."""
+"""What snnTorch's neurons become: the same class, with another first membrane, input or decision."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from snn_ext import OptionError
+from snn_ext import OptionError, TimestepError
+from snn_ext.methods.clock import Clock
 from snn_ext.neurons import InitialPotential
-from snn_ext.norms import FiringRule, NormalisedMembrane
-from snn_ext.patching.sequence import carried, fired_by, is_carried, remember_fired
+from snn_ext.norms import FiringRule, NormalisedInput, NormalisedMembrane
+from snn_ext.patching.sequence import (
+    carried,
+    fired_by,
+    is_carried,
+    mark_output,
+    steps_behind,
+    tensors_in,
+)
 
-__all__ = ["MIXINS", "adopt_state"]
+__all__ = ["adopt_state", "mixins"]
 
 
-class _MarkedState(snn.SpikingNeuron):  # type: ignore[misc]
+class _Marked(snn.SpikingNeuron):  # type: ignore[misc]
     """Marks every membrane it returns, so that the start of a sequence can be told.
 
     snnTorch has no event for it: resets make new tensors, users make zeros. So an *unmarked* membrane
@@ -25,22 +33,38 @@ class _MarkedState(snn.SpikingNeuron):  # type: ignore[misc]
     """
 
     mem: Tensor
+    _counts = False  # steps are counted only where somebody asks: torch.compile would guard on the number
+    _inside = False
+    _t: int = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self._recognise_detached((*args, *kwargs.values()))
-        output = super().forward(*args, **kwargs)
-        carried(self.mem)
+        before = self.mem
+        self._inside = True
+        try:
+            output = super().forward(*args, **kwargs)
+        except BaseException:
+            self.mem = before  # an interrupted first step must not leave V0 behind
+            raise
+        finally:
+            self._inside = False
+        self._mark(self.mem)
+        # A subclass may return another membrane than the one it keeps.
+        for tensor in tensors_in(output):
+            if tensor is not self.mem:
+                carried(tensor, of=self.mem)
         return output
 
-    def _recognise_detached(self, given: tuple[Any, ...]) -> None:
-        """``mem.detach()`` between steps is a new tensor on the memory of our last output, which
-        `self.mem` keeps alive, so that no other tensor can have that address."""
-        if torch.compiler.is_compiling() or not self.mem.numel() or not is_carried(self.mem):
-            return
-        address = self.mem.untyped_storage().data_ptr()
-        for state in given:
-            if isinstance(state, Tensor) and state.untyped_storage().data_ptr() == address:
-                carried(state, of=self.mem)
+    def _mark(self, mem: Tensor, fired: Tensor | None = None) -> None:
+        if self._counts:
+            mark_output(mem, self._t + 1, fired=fired)
+        else:
+            mark_output(mem, fired=fired)
+
+    def mem_reset(self, mem: Tensor) -> Tensor:
+        """Every step calls this once, after the states got their shape and before the charge."""
+        if self._counts and self._inside:
+            self._t = _known(steps_behind(mem), type(self).__name__)
+        return super().mem_reset(mem)  # type: ignore[no-any-return]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         # .to() and .half() make new buffers; the sequence goes on nevertheless.
@@ -51,29 +75,62 @@ class _MarkedState(snn.SpikingNeuron):  # type: ignore[misc]
         return self
 
 
-class IMP(InitialPotential, _MarkedState):
-    """Sequences start from V0."""
+def _known(steps: int | None, where: str) -> int:
+    if steps is None:
+        raise TimestepError(
+            "the membrane was marked as carried over, but not from which step.",
+            where=where,
+            do="snn_ext.carried(new_mem, of=mem)",
+        )
+    return steps
+
+
+class Timed(Clock, _Marked):
+    """Counts the steps of its sequence, and tells a norm before it."""
+
+    _counts = True
+    _begins = False
+
+    def steps_done(self, batch: int) -> int:
+        if self._begins or not self.mem.numel() or len(self.mem) != batch:
+            return 0
+        return _known(steps_behind(self.mem), type(self).__name__)
+
+    def begin(self) -> None:
+        """The root was called from outside: explicit states start anew (checked by `tick`)."""
+        self._begins = not self.init_hidden
 
     def mem_reset(self, mem: Tensor) -> Tensor:
-        """Called by every step after the states got their shape and before the charge.
-
-        At a start the pending reset is that of the membrane *without* V0: a V0 above the threshold
-        must not act like a spike that never was.
-        """
         reset: Tensor = super().mem_reset(mem)
-        if not is_carried(self.mem):
-            self.mem = self.mem + self._first_membrane(self.mem)
+        if self._inside:
+            self._begins = False
+            self.tick(self._t)
         return reset
 
-    def _first_membrane(self, mem: Tensor) -> Tensor:
-        # One sample without a batch dimension is legal in snnTorch.
-        shape = self._imp_option.shape
-        single = shape in ("neuron", "channel") and mem.ndim == self.imp.ndim
-        features = mem.shape if single else mem.shape[1:]
-        return self.initial_membrane(features, torch.promote_types(mem.dtype, torch.float32))
+
+class Normalised(NormalisedInput, _Marked):
+    """BNTT or TEBN on the input."""
+
+    _counts = True
+    _normalised: Tensor | None = None
+
+    def mem_reset(self, mem: Tensor) -> Tensor:
+        self._normalised = None
+        return super().mem_reset(mem)
+
+    def _base_state_function(self, input_: Tensor) -> Any:
+        # Some resets to zero charge twice per step; the statistics must see the input once.
+        if self._normalised is None:
+            self._normalised = self.input_norm.step(self._t, input_)
+        return super()._base_state_function(self._normalised)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        self._normalised = None
+        return output
 
 
-class MPBN(NormalisedMembrane, _MarkedState):
+class MPBN(NormalisedMembrane, _Marked):
     """Fires on the normalised membrane, and resets where it *fired*: the framework would look at the
     carried membrane again, which is another decision. So the spikes travel with the membrane."""
 
@@ -81,16 +138,22 @@ class MPBN(NormalisedMembrane, _MarkedState):
     graded_spikes_factor: Tensor
     threshold: Tensor
     reset_delay: bool = True
+    _fired: Tensor | None = None
 
     def firing_rule(self) -> FiringRule:
         return FiringRule(self.threshold, self.spike_grad, fires_at_equality=False)
 
     def fire(self, mem: Tensor) -> Tensor:
         spikes, self.mem = self.membrane_decision()(mem)
-        remember_fired(self.mem, spikes.detach())
+        self._fired = spikes.detach()
         return spikes * self.graded_spikes_factor
 
+    def _mark(self, mem: Tensor, fired: Tensor | None = None) -> None:
+        super()._mark(mem, self._fired)
+        self._fired = None
+
     def mem_reset(self, mem: Tensor) -> Tensor:
+        super().mem_reset(mem)
         if not is_carried(mem) or not self.reset_delay:  # a start, or reset in the step it fired in
             return torch.zeros_like(mem)
         fired = fired_by(mem)
@@ -104,15 +167,37 @@ class MPBN(NormalisedMembrane, _MarkedState):
         return fired
 
 
-class IMPMPBN(IMP, MPBN):
-    """Both."""
+class IMP(InitialPotential, _Marked):
+    """Sequences start from V0."""
+
+    def mem_reset(self, mem: Tensor) -> Tensor:
+        """At a start the pending reset is that of the membrane *without* V0: a V0 above the threshold
+        must not act like a spike that never was."""
+        reset: Tensor = super().mem_reset(mem)
+        if self._inside and not is_carried(self.mem):
+            v0 = self._first_membrane(self.mem)
+            self.mem = self.mem.to(v0.dtype) + v0
+        return reset
+
+    def _first_membrane(self, mem: Tensor) -> Tensor:
+        # One sample without a batch dimension is legal in snnTorch.
+        single = self._imp_option.shape != "layer" and mem.ndim == self.imp.ndim
+        features = mem.shape if single else mem.shape[1:]
+        return self.initial_membrane(features, torch.promote_types(mem.dtype, torch.float32))
 
 
-MIXINS: dict[frozenset[str], type] = {
-    frozenset({"imp"}): IMP,
-    frozenset({"mpbn"}): MPBN,
-    frozenset({"imp", "mpbn"}): IMPMPBN,
+_MIXINS: dict[str, type] = {
+    "imp": IMP,
+    "mpbn": MPBN,
+    "bntt": Normalised,
+    "tebn": Normalised,
+    "clock": Timed,
 }
+
+
+def mixins(methods: tuple[str, ...]) -> tuple[type, ...]:
+    """The classes that give a neuron these methods, outermost first."""
+    return tuple(cls for name, cls in _MIXINS.items() if name in methods)
 
 
 def adopt_state(module: nn.Module) -> None:

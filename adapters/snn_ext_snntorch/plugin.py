@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from snn_ext import AdapterInfo, NeuronSpec, Site, comes_from, hookimpl, swap_class
+from snn_ext import AdapterInfo, NeuronSpec, NormSpec, Site, comes_from, hookimpl, swap_class
 
 
 @hookimpl
 def snn_ext_adapter() -> AdapterInfo:
     return AdapterInfo(
-        name="snntorch", framework="snntorch", distribution="snntorch", methods=("imp", "mpbn")
+        name="snntorch",
+        framework="snntorch",
+        distribution="snntorch",
+        methods=("imp", "mpbn", "bntt", "tebn"),
     )
 
 
+def _is_snntorch(root: nn.Module) -> bool:
+    return any(comes_from(module, "snntorch") for module in root.modules())
+
+
 @hookimpl
-def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | None:
+def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | NormSpec | None:
+    if isinstance(module, _BatchNorm):
+        # torch's own batch norms belong to whoever calls them
+        if not _is_snntorch(root) or any(comes_from(m, "spikingjelly") for m in root.modules()):
+            return None
+        from snn_ext_snntorch.describe import describe_norm
+
+        return describe_norm(module)
     if not comes_from(module, "snntorch"):
         return None
     from snn_ext_snntorch.describe import describe
@@ -27,12 +42,24 @@ def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpe
 
 
 @hookimpl
-def snn_ext_replace(site: Site, methods: Mapping[str, object], features: tuple[int, ...] | None) -> nn.Module:
-    from snn_ext_snntorch.neurons import MIXINS, adopt_state
+def snn_ext_replace(site: Site, methods: tuple[str, ...], features: tuple[int, ...] | None) -> nn.Module:
+    from snn_ext_snntorch.neurons import adopt_state, mixins
+    from snn_ext_snntorch.norms import Norm
 
-    swap_class(site.module, MIXINS[frozenset(methods)])
-    adopt_state(site.module)
+    if isinstance(site.spec, NormSpec):
+        swap_class(site.module, Norm)
+    else:
+        swap_class(site.module, *mixins(methods))
+        adopt_state(site.module)
     return site.module
+
+
+@hookimpl
+def snn_ext_changed(root: nn.Module, replaced: tuple[nn.Module, ...]) -> None:
+    if _is_snntorch(root):
+        from snn_ext_snntorch.norms import watch
+
+        watch(root)
 
 
 @hookimpl
@@ -47,7 +74,7 @@ def snn_ext_reset(root: nn.Module) -> None:
 
 @hookimpl
 def snn_ext_readout(root: nn.Module, output: Any, want: str) -> Tensor | None:
-    if not any(comes_from(module, "snntorch") for module in root.modules()):
+    if not _is_snntorch(root):
         return None
     from snn_ext_snntorch.losses import readout
 
@@ -58,7 +85,7 @@ def snn_ext_readout(root: nn.Module, output: Any, want: str) -> Tensor | None:
 def snn_ext_loss(
     root: nn.Module, objective: Any, readout: Callable[[Any], Tensor], want: str
 ) -> Callable[[Any, Tensor], Tensor] | None:
-    if not any(comes_from(module, "snntorch") for module in root.modules()):
+    if not _is_snntorch(root):
         return None
     from snn_ext_snntorch.losses import native_loss
 

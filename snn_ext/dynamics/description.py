@@ -12,7 +12,7 @@ from torch import Tensor
 from snn_ext.dynamics.surrogates import ATan, Surrogate
 from snn_ext.errors import OptionError
 
-__all__ = ["Dynamics", "NeuronSpec", "Time"]
+__all__ = ["Dynamics", "NeuronSpec", "NormSpec", "Time"]
 
 
 class Time(enum.Enum):
@@ -88,7 +88,32 @@ class Dynamics:
 
 
 @dataclass(frozen=True)
-class NeuronSpec:
+class _Spec:
+    """What neurons and norms have in common; see the subclasses."""
+
+    time: Time
+    unsupported: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+
+    def refusal(self, method: str) -> str | None:
+        """Why `method` cannot be put into this site, or None if it can."""
+        return self.unsupported.get(method) or self.unsupported.get("*")
+
+
+@dataclass(frozen=True)
+class NormSpec(_Spec):
+    """What an adapter says about one batch norm that BNTT or TEBN can be put into.
+
+    Args:
+        time: layout of the tensors the module sees.
+        num_features: C.
+        unsupported: method name -> reason why it cannot work here (key ``"*"``: no method can).
+    """
+
+    num_features: int
+
+
+@dataclass(frozen=True)
+class NeuronSpec(_Spec):
     """What an adapter says about one neuron module; pure data, nothing is changed by describing.
 
     Args:
@@ -100,12 +125,6 @@ class NeuronSpec:
         unsupported: method name -> reason why it cannot work here (key ``"*"``: no method can).
     """
 
-    time: Time
     rest: float = 0.0
     threshold: float | Tensor | None = 1.0
     dynamics: Dynamics | None = None
-    unsupported: Mapping[str, str] = field(default_factory=dict)
-
-    def refusal(self, method: str) -> str | None:
-        """Why `method` cannot be put into this neuron, or None if it can."""
-        return self.unsupported.get(method) or self.unsupported.get("*")

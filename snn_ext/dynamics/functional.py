@@ -94,7 +94,7 @@ def fold_threshold(
     mu, scale = mean.double(), (var.double() + eps).sqrt()
     gamma = torch.ones_like(mu) if weight is None else weight.double()
     beta = torch.zeros_like(mu) if bias is None else bias.double()
-    theta = torch.as_tensor(threshold, device=mu.device).double().expand_as(mu)
+    theta = torch.as_tensor(threshold, dtype=torch.float64, device=mu.device).expand_as(mu)
     constant = gamma == 0
     folded = (theta - beta) * scale / torch.where(constant, torch.ones_like(gamma), gamma) + mu
     always = beta >= theta if fires_at_equality else beta > theta

@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_ext.dynamics import functional
 from snn_ext.dynamics.functional import Decide
@@ -22,18 +24,41 @@ __all__ = [
     "MembraneBatchNorm",
     "NormalisedMembrane",
     "membrane_batch_norm",
+    "normalise",
 ]
 
 
-class BatchNorm(nn.modules.batchnorm._BatchNorm):
+def normalise(norm: _BatchNorm, x: Tensor, bias: Tensor | None) -> Tensor:
+    """What torch's batch norm computes over [B, C, *] of any rank, with the `bias` given here.
+
+    A framework's subclass may expect a time dimension, and BNTT leaves the bias out; the statistics,
+    momentum and modes are those of `norm`.
+
+    Raises:
+        OptionError: training on one value per channel, which has no variance.
+    """
+    use_batch = norm.training or norm.running_mean is None
+    if x.ndim < 2 or (use_batch and x.numel() <= x.shape[1]):
+        raise OptionError(
+            f"batch norm cannot take statistics over one value per channel: {list(x.shape)}.",
+            do="train with more than one sample, or call .eval()",
+        )
+    factor = norm.momentum or 0.0
+    track = norm.training and norm.track_running_stats
+    if track and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:  # cumulative average
+            factor = 1.0 / float(norm.num_batches_tracked)
+    keep = not norm.training or norm.track_running_stats
+    mean, var = (norm.running_mean, norm.running_var) if keep else (None, None)
+    return F.batch_norm(x, mean, var, norm.weight, bias, use_batch, factor, norm.eps)
+
+
+class BatchNorm(_BatchNorm):
     """A torch batch norm over [B, C, *] of any rank."""
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.ndim < 2 or (self.training and input.numel() == input.shape[1]):
-            raise OptionError(
-                f"batch norm cannot take statistics over one value per channel: {list(input.shape)}.",
-                do="train with more than one sample, or call .eval()",
-            )
+    def forward(self, input: Tensor) -> Tensor:
+        return normalise(self, input, self.bias)
 
 
 class MembraneBatchNorm(nn.Module):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, TypeGuard
 
 from snn_ext.errors import OptionError
 
-__all__ = ["IMP", "METHODS", "MPBN", "Method", "Shape"]
+__all__ = ["BNTT", "IMP", "METHODS", "MPBN", "TEBN", "Method", "Shape", "TimeNorm"]
 
 Shape = Literal["neuron", "channel", "layer"] | tuple[int, ...]
 Init = float | tuple[float, float] | Literal["rest", "half"]
@@ -115,6 +115,75 @@ class MPBN(Method):
         return "channels" if self.features == "channel" else "features"
 
 
+@dataclass(frozen=True)
+class TimeNorm(Method):
+    """What BNTT and TEBN have in common."""
+
+    at: Literal["auto", "norm", "neuron"] = field(default="auto", kw_only=True)
+    eps: float | None = field(default=None, kw_only=True)
+    momentum: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.at not in ("auto", "norm", "neuron"):
+            raise _impossible("at", self.at, "use 'auto', 'norm' or 'neuron'", type(self).__name__)
+        _check_norm(
+            type(self).__name__,
+            1e-5 if self.eps is None else self.eps,
+            0.1 if self.momentum is None else self.momentum,
+        )
+
+    @property
+    def needs(self) -> Literal["nothing", "channels", "features"]:
+        return "channels"
+
+
+@dataclass(frozen=True)
+class BNTT(TimeNorm):
+    """Batch norm through time: an independent batch norm per step, gamma_t and statistics of its own.
+
+    Args:
+        bias: add beta_t. The authors have none, so that converting a batch norm that has one changes
+            its output; with ``bias=True`` a fresh conversion is neutral.
+        at: convert existing batch norms (``"norm"``: they become slot 0, the others start as copies), or
+            normalise the input of neurons (``"neuron"``); ``"auto"``: convert where there is one.
+        eps, momentum: None keeps those of a converted norm; 1e-4 and 0.1 where there was none.
+
+    Raises:
+        OptionError: a value of the wrong kind.
+
+    Source: Kim and Panda, Frontiers in Neuroscience 2021, and its published code.
+    """
+
+    name: ClassVar[str] = "bntt"
+
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class TEBN(TimeNorm):
+    """Temporal effective batch norm: one batch norm over all steps, and a learnable scale per step.
+
+    Args:
+        stats: ``"joint"`` over time, batch and space (the authors; whole sequences only), or
+            ``"step"``: every step by its own statistics, another method, possible in per-step loops.
+        at, eps, momentum: as for `BNTT`; 1e-5 and 0.1 where there was no norm.
+
+    Raises:
+        OptionError: a value of the wrong kind.
+
+    Source: Duan et al., NeurIPS 2022, and its published code.
+    """
+
+    name: ClassVar[str] = "tebn"
+
+    stats: Literal["joint", "step"] = "joint"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stats not in ("joint", "step"):
+            raise _impossible("stats", self.stats, "use 'joint' or 'step'", "TEBN")
+
+
 def _check_norm(method: str, eps: object, momentum: object) -> None:
     if not _is_number(eps) or not eps > 0:
         raise _impossible("eps", eps, "use a small positive number such as 1e-5", method)
@@ -164,4 +233,4 @@ def _checked_shape(shape: object) -> Shape:
     raise _impossible("shape", shape, "use 'neuron', 'channel', 'layer' or a tuple of positive sizes")
 
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (IMP, MPBN)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (IMP, MPBN, BNTT, TEBN)}

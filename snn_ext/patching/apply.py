@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from snn_ext.dynamics.description import NormSpec
 from snn_ext.errors import AdapterError, FoldError, OptionError
-from snn_ext.methods.parts import Part, attach, detach, parts
+from snn_ext.methods.clock import Clock, ClockedNorm
+from snn_ext.methods.parts import Part, attach, detach, new_part
 from snn_ext.methods.swap import Swapped, restore_class
 from snn_ext.patching import plugins
-from snn_ext.patching.plan import Decision, Plan, decide, refuse_wrapped
+from snn_ext.patching.arguments import refuse_wrapped
+from snn_ext.patching.plan import Decision, Plan, decide
 from snn_ext.patching.record import (
     Record,
     expect_older_checkpoints,
@@ -33,6 +36,9 @@ def plan(
     *,
     imp: Any = None,
     mpbn: Any = None,
+    bntt: Any = None,
+    tebn: Any = None,
+    timesteps: int | None = None,
     example_input: Any = None,
     include: Patterns = "*",
     exclude: Patterns = (),
@@ -46,7 +52,8 @@ def plan(
     """
     decisions = decide(
         model,
-        {"imp": imp, "mpbn": mpbn, **unknown},
+        {"imp": imp, "mpbn": mpbn, "bntt": bntt, "tebn": tebn, **unknown},
+        timesteps=timesteps,
         example_input=example_input,
         include=include,
         exclude=exclude,
@@ -60,6 +67,9 @@ def patch(
     *,
     imp: Any = None,
     mpbn: Any = None,
+    bntt: Any = None,
+    tebn: Any = None,
+    timesteps: int | None = None,
     example_input: Any = None,
     include: Patterns = "*",
     exclude: Patterns = (),
@@ -74,6 +84,10 @@ def patch(
             mapping glob -> option or None, first match wins:
             ``imp={"head.*": None, "*": IMP(init=0.0)}``.
         mpbn: batch norm on the membrane before firing: ``True``, an `MPBN`, or a mapping as above.
+        bntt: batch norm through time: ``True``, a `BNTT`, or a mapping. Converts existing batch norms,
+            or normalises the input of neurons where there is none.
+        tebn: temporal effective batch norm: ``True``, a `TEBN`, or a mapping.
+        timesteps: T, for `bntt` and `tebn`; taken from `example_input` where that shows it.
         example_input: what you would pass to ``model(...)``: a tensor, a tuple of arguments or a dict
             of keywords. Used for one pass without gradients to see the shapes; the model, its states
             and the random generators are left as they were.
@@ -99,6 +113,9 @@ def patch(
         model,
         imp=imp,
         mpbn=mpbn,
+        bntt=bntt,
+        tebn=tebn,
+        timesteps=timesteps,
         example_input=example_input,
         include=include,
         exclude=exclude,
@@ -111,13 +128,14 @@ def execute(plan: Plan) -> nn.Module:
     """Apply a plan; any exception, KeyboardInterrupt included, takes back what was done."""
     root = plan.model
     refuse_wrapped(root)
-    todo = [d for d in plan.decisions if d.methods and not d.reason]
+    todo = [d for d in plan.decisions if (d.methods and not d.reason) or d.keeps_time]
     _check_still_true(root, todo)
     made = [_parts(root, decision) for decision in todo]
     undo: list[Callable[[], object]] = []
     try:
         for decision, new_parts in zip(todo, made, strict=True):
             root = _replace(root, decision, new_parts, undo)
+        _connect_clocks(root, todo)
         expect_older_checkpoints(root, on=True)
         _tell_adapters(root, [d.site.module for d in todo])
     except BaseException:
@@ -142,7 +160,10 @@ def _check_still_true(root: nn.Module, todo: list[Decision]) -> None:
 
 def _parts(root: nn.Module, decision: Decision) -> dict[str, Part]:
     device, dtype = _device_and_dtype(root, decision.site.module)
-    return parts(decision.methods, decision.features, decision.site.spec, device=device, dtype=dtype)
+    return {
+        name: new_part(option, decision.place, device=device, dtype=dtype)
+        for name, option in decision.methods.items()
+    }
 
 
 def _device_and_dtype(root: nn.Module, module: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -163,7 +184,7 @@ def _replace(
         site.adapter,
         "snn_ext_replace",
         site=site,
-        methods=dict(decision.methods),
+        methods=tuple(decision.methods) + (("clock",) if decision.keeps_time else ()),
         features=decision.features,
     )
     if not isinstance(new, nn.Module):
@@ -173,7 +194,8 @@ def _replace(
             why="snn_ext_replace must return a module",
             do=f"report this to the authors of the adapter {site.adapter!r}; the model is unchanged",
         )
-    attach(new, decision.methods, made, site.paths[0])
+    for name, part in made.items():
+        attach(new, decision.methods[name], part, site.paths[0])
     Record(
         adapter=site.adapter,
         methods=dict(decision.methods),
@@ -181,11 +203,26 @@ def _replace(
         origin=decision.origin,
         added=tuple(made),
         original=() if new is old else (old,),
+        timesteps=decision.timesteps,
     ).attach(new)
     if new is old:
         return root
     undo.append(lambda: _install(root, site.paths, old))
     return _install(root, site.paths, new)
+
+
+def _connect_clocks(root: nn.Module, todo: list[Decision]) -> None:
+    for decision in todo:
+        if decision.clock is not None:
+            norm, clock = (root.get_submodule(s.paths[0]) for s in (decision.site, decision.clock))
+            if not isinstance(norm, ClockedNorm) or not isinstance(clock, Clock):
+                raise AdapterError(
+                    f"the adapter {decision.site.adapter!r} made no clock for {decision.site}.",
+                    where=str(decision.clock),
+                    why="a norm called step by step must be a ClockedNorm, the neuron after it a Clock",
+                    do=f"report this to the authors of the adapter {decision.site.adapter!r}",
+                )
+            norm.set_clock(clock)
 
 
 def _install(root: nn.Module, paths: Iterable[str], module: nn.Module) -> nn.Module:
@@ -270,17 +307,29 @@ class Report:
         return render(f"report for {self.model}", self.rows)
 
 
+def _sizes(module: nn.Module, record: Record | None) -> dict[str, int]:
+    names = record.methods if record is not None else ()
+    return {
+        name: sum(p.numel() for n, p in module.named_parameters() if n.partition(".")[0] == name)
+        for name in names
+    }
+
+
 def report(model: nn.Module) -> Report:
     """What is patched in `model`, and which sites are not; works on wrapped models too."""
     rows = []
     patched = patched_modules(model)
     replaced = {id(module): record for module, record in patched.values()}
     for site in scan(model):
+        if isinstance(site.spec, NormSpec) and id(site.module) not in replaced:
+            continue
         record = replaced.get(id(site.module))
         if record is None:
             decision = Decision(site, reason=site.spec.refusal("*") or "not patched")
         else:
             note = "folded, cannot be unpatched" if record.folded else ""
-            decision = Decision(site, record.methods, record.features, record.origin, omitted=note)
-        rows.append(decision.row())
+            decision = Decision(
+                site, record.methods, record.features, record.origin, record.timesteps, omitted=note
+            )
+        rows.append(decision.row(_sizes(site.module, record)))
     return Report(type(model).__name__, tuple(rows))

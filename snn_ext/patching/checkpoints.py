@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from snn_ext.errors import AlreadyPatchedError, CheckpointError, SnnExtError
 from snn_ext.methods.options import METHODS, Method
 from snn_ext.patching.apply import execute, take_back_all
+from snn_ext.patching.arguments import refuse_wrapped
 from snn_ext.patching.fold import install_blanks
-from snn_ext.patching.plan import Decision, Plan, refuse_wrapped
+from snn_ext.patching.plan import Decision, Plan
 from snn_ext.patching.record import framework_class, patched_modules
 from snn_ext.patching.sites import scan
 
@@ -84,6 +85,7 @@ def _sites_config(model: nn.Module) -> dict[str, Any]:
             "adapter": record.adapter,
             "features": record.features and list(record.features),
             "origin": record.origin,
+            "timesteps": record.timesteps,
             "folded": record.folded,
             "methods": {name: option.to_dict() for name, option in record.methods.items()},
         }
@@ -206,7 +208,15 @@ def _decisions(model: nn.Module, sites: dict[str, Any], path: Path) -> tuple[Dec
                 do="upgrade snn-ext",
             ) from error
         features = entry["features"]
-        decisions.append(Decision(site, methods, tuple(features) if features else None, entry["origin"]))
+        decisions.append(
+            Decision(
+                site,
+                methods,
+                tuple(features) if features else None,
+                entry["origin"],
+                entry.get("timesteps"),
+            )
+        )
     return tuple(decisions)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from snn_ext.errors import FoldError, SnnExtError
 from snn_ext.methods.norms import FoldedMembraneNorm, MembraneBatchNorm, NormalisedMembrane
-from snn_ext.patching.plan import refuse_wrapped
+from snn_ext.patching.arguments import refuse_wrapped
 from snn_ext.patching.record import Record, patched_modules
-from snn_ext.patching.sequence import reset
+from snn_ext.patching.sequence import reset, tensors_in
 from snn_ext.patching.shapes import run, untouched
 
 __all__ = ["FoldResult", "fold", "install_blanks"]
@@ -113,17 +113,9 @@ def _observe(model: nn.Module, sites: list[NormalisedMembrane], example_input: A
     with untouched(model), torch.no_grad():
         reset(model)
         for module in sites:
-            module.register_forward_hook(lambda m, i, o: spikes.extend(_tensors(o)[:1]))
-        output = _tensors(run(model, example_input))
+            module.register_forward_hook(lambda m, i, o: spikes.extend(list(tensors_in(o))[:1]))
+        output = list(tensors_in(run(model, example_input)))
     return output, spikes
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, tuple | list):
-        return [tensor for part in output for tensor in _tensors(part)]
-    return []
 
 
 def _compare(sites: int, before: _Observed, after: _Observed) -> FoldResult:

@@ -7,16 +7,15 @@ An adapter is a module or object with some of these hooks, found through the ent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import pluggy
 from torch import Tensor, nn
 
-from snn_ext.dynamics.description import NeuronSpec
+from snn_ext.dynamics.description import NeuronSpec, NormSpec
 from snn_ext.methods.objectives import Objective
-from snn_ext.methods.options import Method
 
 if TYPE_CHECKING:
     from snn_ext.patching.sites import Site
@@ -54,8 +53,8 @@ def snn_ext_adapter() -> AdapterInfo:  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | None:
-    """Describe `module` if it is one of the framework's neurons, else None. Pure and cheap.
+def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | NormSpec | None:
+    """Describe `module` if it is a neuron or batch norm of the framework, else None. Pure and cheap.
 
     `path` is its dotted name in `root`. A neuron that cannot be patched is described too, with the
     reason in `NeuronSpec.unsupported`.
@@ -64,13 +63,15 @@ def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpe
 
 @hookspec(firstresult=True)
 def snn_ext_replace(
-    site: Site, methods: Mapping[str, Method], features: tuple[int, ...] | None
+    site: Site, methods: tuple[str, ...], features: tuple[int, ...] | None
 ) -> nn.Module | None:
-    """Make ``site.module`` capable of `methods` (name -> option) and return what takes its place.
+    """Make ``site.module`` capable of `methods` and return what takes its place.
 
     Normally the same object after `snn_ext.swap_class`; a new object is allowed. Core then attaches
-    the parameters: the result must be an `snn_ext.neurons.InitialPotential` if "imp" is among them.
-    `features` is the shape of one sample at one step, where known.
+    the parameters, so the result needs the mixin of each method: "imp" `InitialPotential`, "mpbn"
+    `NormalisedMembrane`, "bntt" and "tebn" `NormalisedInput` (neurons) or `TimedNorm` (norms), "clock"
+    `Clock`: a neuron that only tells the norm before it which step it is. `features` is the shape of
+    one sample at one step, where known.
     """
 
 

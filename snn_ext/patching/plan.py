@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from snn_ext.dynamics.description import Time
+from snn_ext.dynamics.description import NeuronSpec, NormSpec, Time
 from snn_ext.errors import (
     AlreadyPatchedError,
     NothingMatchedError,
@@ -20,14 +18,15 @@ from snn_ext.errors import (
     ShapeUnknownError,
     UnsupportedSiteError,
 )
-from snn_ext.methods.options import METHODS, Method
-from snn_ext.methods.parts import part_shapes, part_size
+from snn_ext.methods.options import BNTT, TEBN, Method, TimeNorm
+from snn_ext.methods.parts import Place, part_shapes
 from snn_ext.patching import plugins, shapes
+from snn_ext.patching.arguments import parse_methods, parse_timesteps, refuse_wrapped
 from snn_ext.patching.record import record_of
 from snn_ext.patching.sites import Patterns, Selection, Site, Wish, scan
 from snn_ext.patching.table import Row, render
 
-__all__ = ["Decision", "Plan", "decide", "parse_methods", "refuse_wrapped"]
+__all__ = ["Decision", "Plan", "decide"]
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,32 @@ class Decision:
         methods: method name -> option; empty if the site is left alone.
         features: shape of one sample at one step; None where not needed.
         origin: where `features` came from.
+        timesteps: T; None where not needed.
         reason: why the site is left alone, or "already patched".
         omitted: why some of the methods asked for are not among `methods`.
+        keeps_time: this neuron tells a norm before it which step it is.
+        clock: the neuron that tells this norm.
     """
 
     site: Site
     methods: Mapping[str, Method] = field(default_factory=dict)
     features: tuple[int, ...] | None = None
     origin: str = ""
+    timesteps: int | None = None
     reason: str = ""
     omitted: str = ""
+    keeps_time: bool = False
+    clock: Site | None = None
 
-    def row(self) -> Row:
+    @property
+    def place(self) -> Place:
+        """What the new parts depend on."""
+        return Place(self.site.module, self.site.spec, self.features, self.timesteps)
+
+    def row(self, parameters: Mapping[str, int] | None = None) -> Row:
+        """Its line in the table; `parameters` (name -> count) where they exist already."""
+        if parameters is None:
+            parameters = {k: _count(part_shapes(m, self.place)) for k, m in self.methods.items()}
         return Row(
             site=self.site.path,
             aliases=len(self.site.paths) - 1,
@@ -60,9 +73,13 @@ class Decision:
             features=self.features,
             origin=self.origin,
             methods=tuple(self.methods),
-            parameters={k: part_size(m, self.features) for k, m in self.methods.items()},
+            parameters=parameters,
             note=self.reason or self.omitted,
         )
+
+
+def _count(shapes: list[tuple[int, ...]]) -> int:
+    return sum(torch.Size(shape).numel() for shape in shapes)
 
 
 @dataclass(frozen=True)
@@ -92,93 +109,23 @@ class Plan:
         return render(title, [d.row() for d in self.decisions])
 
 
-def parse_methods(given: Mapping[str, Any]) -> dict[str, list[tuple[Any, Method | None]]]:
-    """Keyword values of `patch` -> ordered (pattern, option) rules per method.
+@dataclass(frozen=True)
+class _Context:
+    """What all sites of one plan share."""
 
-    Raises:
-        OptionError: an unknown keyword, or a value that is no option.
-    """
-    rules: dict[str, list[tuple[Any, Method | None]]] = {}
-    for name, value in given.items():
-        if name not in METHODS:
-            close = difflib.get_close_matches(name, [*METHODS, *_KEYWORDS], n=1)
-            raise OptionError(
-                f"unknown keyword {name!r}.",
-                why=f"methods: {', '.join(METHODS)}; other keywords: {', '.join(_KEYWORDS)}",
-                do=f"did you mean {close[0]!r}?" if close else "drop it",
-            )
-        if value is None or value is False:
-            continue
-        pairs = value.items() if isinstance(value, Mapping) else [("*", value)]
-        rules[name] = [(_pattern(name, p), _option(name, v)) for p, v in pairs]
-    if not any(option for pairs in rules.values() for _, option in pairs):
-        raise NothingMatchedError(
-            "no method was asked for.", do=f"pass one, for example {next(iter(METHODS))}=True"
-        )
-    return rules
+    model: nn.Module
+    traced: Mapping[int, list[torch.Tensor]] | None
+    timesteps: int | None
 
-
-_KEYWORDS = ("example_input", "include", "exclude", "where")
-
-
-def _pattern(name: str, pattern: object) -> object:
-    if isinstance(pattern, str | re.Pattern):
-        return pattern
-    raise OptionError(
-        f"{name}={{{pattern!r}: ...}}: the key is not a pattern.",
-        do=f"use globs on dotted paths: {name}={{'layer1.*': None, '*': True}}",
-    )
-
-
-def _option(name: str, value: object) -> Method | None:
-    if value is None or value is False:
-        return None
-    if value is True:
-        return METHODS[name]()
-    if isinstance(value, METHODS[name]):
-        return value
-    raise OptionError(
-        f"{name}={value!r} is not an option of {name}.",
-        do=f"pass {name}=True, {name}=snn_ext.{METHODS[name].__name__}(...), or a mapping of globs",
-    )
-
-
-def refuse_wrapped(model: object) -> None:
-    """A root that is compiled, scripted or wrapped for parallel training cannot be patched.
-
-    Raises:
-        OptionError: not a module. UnsupportedSiteError: a wrapped one.
-    """
-    if not isinstance(model, nn.Module):
-        raise OptionError(f"{type(model).__name__} is not a torch.nn.Module.", do="pass the network itself")
-    for path, module in model.named_modules():
-        kind = _wrapper(module)
-        if kind:
-            raise UnsupportedSiteError(
-                f"{type(model).__name__} is {kind}.",
-                where=f"{path or '(root)'} ({type(module).__name__})",
-                why="the wrapper holds references to the modules as they are now",
-                do="use the original model (.module, ._orig_mod): patch it first, then compile or wrap",
-            )
-
-
-def _wrapper(module: nn.Module) -> str | None:
-    names = {cls.__name__ for cls in type(module).__mro__}
-    if isinstance(module, torch.jit.ScriptModule):
-        return "scripted"
-    if "OptimizedModule" in names or module._compiled_call_impl is not None:
-        return "compiled"
-    if isinstance(module, nn.DataParallel):
-        return "wrapped in DataParallel"
-    if isinstance(module, nn.parallel.DistributedDataParallel):
-        return "wrapped in DistributedDataParallel"
-    return "sharded (FSDP)" if names & {"FullyShardedDataParallel", "FSDPModule"} else None
+    def inputs(self, site: Site) -> list[torch.Tensor]:
+        return (self.traced or {}).get(id(site.module), [])
 
 
 def decide(
     model: nn.Module,
     methods: Mapping[str, Any],
     *,
+    timesteps: int | None = None,
     example_input: Any = None,
     include: Patterns = "*",
     exclude: Patterns = (),
@@ -187,35 +134,50 @@ def decide(
     """One decision per site; arguments as for `snn_ext.patch`, raises what that raises."""
     refuse_wrapped(model)
     rules = parse_methods(methods)
+    given_steps = parse_timesteps(timesteps)
     selection = Selection(rules, include, exclude, where)
-    sites = scan(model)
+    sites = [s for s in scan(model) if isinstance(s.spec, NeuronSpec) or {BNTT.name, TEBN.name} & set(rules)]
     selection.check_patterns(sites)
-    wishes = {id(site): selection.wishes(site) for site in sites}
-    open_sites = [s for s in sites if _is_open(s, wishes[id(s)])]
+    wishes = _placed(sites, {id(site): selection.wishes(site) for site in sites})
+    open_sites = [s for s in sites if wishes[id(s)] and record_of(s.module) is None]
     traced = None
     if example_input is not None and open_sites:
-        traced = shapes.trace(model, example_input, open_sites)
-    decisions = tuple(_decide_site(model, s, wishes[id(s)], traced) for s in sites)
+        traced = shapes.trace(model, example_input, sites)
+    context = _Context(model, traced, given_steps or shapes.timesteps(sites, traced))
+    decisions = _with_clocks(context, [_decide_site(context, s, wishes[id(s)]) for s in sites])
     if not any(d.methods for d in decisions):
         raise _nothing(model, rules, decisions)
     return decisions
 
 
-def _is_open(site: Site, wishes: Mapping[str, Wish]) -> bool:
-    """Whether anything is still to be decided at this site."""
-    record = record_of(site.module)
-    return bool(wishes) and record is None
+def _placed(sites: list[Site], wishes: dict[int, dict[str, Wish]]) -> dict[int, dict[str, Wish]]:
+    """Only the wishes that belong at each kind of site; "auto" is decided over the whole selection."""
+    has_norms = {
+        name: any(name in wishes[id(s)] and isinstance(s.spec, NormSpec) for s in sites)
+        for name in (BNTT.name, TEBN.name)
+    }
+
+    def belongs(site: Site, option: Method) -> bool:
+        at = "neuron"
+        if isinstance(option, TimeNorm):
+            at = ("norm" if has_norms[option.name] else "neuron") if option.at == "auto" else option.at
+        return at == ("norm" if isinstance(site.spec, NormSpec) else "neuron")
+
+    return {
+        id(s): {name: wish for name, wish in wishes[id(s)].items() if belongs(s, wish.option)} for s in sites
+    }
 
 
-def _decide_site(
-    model: nn.Module,
-    site: Site,
-    wishes: Mapping[str, Wish],
-    traced: Mapping[int, list[torch.Tensor]] | None,
-) -> Decision:
+def _decide_site(context: _Context, site: Site, wishes: Mapping[str, Wish]) -> Decision:
     if not wishes:
         return Decision(site, reason="not selected")
     options = {name: wish.option for name, wish in wishes.items()}
+    if {BNTT.name, TEBN.name} <= set(options):
+        raise OptionError(
+            f"BNTT and TEBN cannot both normalise {site}.",
+            where=str(site),
+            do="ask for one of them, or give each its own sites with globs",
+        )
     record = record_of(site.module)
     if record is not None:
         if dict(record.methods) != options:
@@ -225,24 +187,71 @@ def _decide_site(
                 why=f"it has {list(record.methods.values())}, asked for {list(options.values())}",
                 do="snn_ext.unpatch(model) first, or leave this site out with exclude=...",
             )
-        return Decision(site, options, record.features, record.origin, "already patched")
-    inputs = (traced or {}).get(id(site.module), [])
-    if traced is not None and not inputs and not any(wish.named for wish in wishes.values()):
+        return Decision(
+            site, options, record.features, record.origin, record.timesteps, reason="already patched"
+        )
+    named = any(wish.named for wish in wishes.values())
+    if context.traced is not None and not context.inputs(site) and not named:
         return Decision(site, reason="never called with example_input")
     refused = _refused(site, wishes)
     possible = {name: option for name, option in options.items() if name not in refused}
     reason = "; ".join(dict.fromkeys(refused.values()))
     if not possible:
         return Decision(site, reason=reason)
-    features, origin = _features(model, site, possible, inputs)
-    return Decision(site, possible, features, origin, omitted=reason)
+    steps = _steps(context, site) if any(isinstance(o, TimeNorm) for o in possible.values()) else None
+    features, origin = _features(context, site, possible, steps)
+    return Decision(site, possible, features, origin, steps, omitted=reason)
+
+
+def _with_clocks(context: _Context, decisions: list[Decision]) -> tuple[Decision, ...]:
+    """Give every norm that is called step by step the next neuron as its clock.
+
+    "Next" is in the order of the first calls in the trace, else in the order of registration.
+    """
+    ordered = decisions
+    if context.traced is not None:
+        calls = {key: i for i, key in enumerate(context.traced)}
+        ordered = sorted(
+            (d for d in decisions if id(d.site.module) in calls), key=lambda d: calls[id(d.site.module)]
+        )
+    clocks: dict[int, Site] = {}
+    following: Site | None = None
+    for decision in reversed(ordered):
+        if isinstance(decision.site.spec, NeuronSpec):
+            following = None if decision.site.spec.refusal("clock") else decision.site
+        elif _needs_clock(decision):
+            clocks[id(decision.site)] = _checked_clock(decision, following)
+    keep = {id(site) for site in clocks.values()}
+    return tuple(replace(d, clock=clocks.get(id(d.site)), keeps_time=id(d.site) in keep) for d in decisions)
+
+
+def _needs_clock(decision: Decision) -> bool:
+    per_call = decision.site.spec.time is Time.PER_CALL and isinstance(decision.site.spec, NormSpec)
+    return per_call and bool(decision.methods) and not decision.reason
+
+
+def _checked_clock(decision: Decision, clock: Site | None) -> Site:
+    if clock is None:
+        raise UnsupportedSiteError(
+            f"no neuron follows {decision.site}, so nothing tells it which time step it is.",
+            where=str(decision.site),
+            why="it is called step by step, and only a neuron's state shows where a sequence begins",
+            do="leave this norm out with exclude=, or normalise the neurons' input: at='neuron'",
+        )
+    if record_of(clock.module) is not None:
+        raise AlreadyPatchedError(
+            f"{clock}, which has to keep time for {decision.site}, is already patched.",
+            where=clock.path,
+            do="snn_ext.unpatch(model), then ask for all methods in one call",
+        )
+    return clock
 
 
 def _refused(site: Site, wishes: Mapping[str, Wish]) -> dict[str, str]:
     """Method -> why this site cannot take it; an error if the user named the site."""
     refused = {}
     for name, wish in wishes.items():
-        reason = _refusal(site, name)
+        reason = _refusal(site, wish.option)
         if reason and wish.named:
             raise UnsupportedSiteError(
                 f"{name} cannot be put into {site.kind}.",
@@ -255,22 +264,38 @@ def _refused(site: Site, wishes: Mapping[str, Wish]) -> dict[str, str]:
     return refused
 
 
-def _refusal(site: Site, name: str) -> str | None:
-    if site.spec.refusal(name):
-        return site.spec.refusal(name)
-    if site.spec.time is Time.MERGED:
+def _refusal(site: Site, option: Method) -> str | None:
+    reason = site.spec.refusal(option.name)
+    if reason:
+        return reason
+    if isinstance(site.spec, NeuronSpec) and site.spec.time is Time.MERGED:
         return "it sees [T*B, ...]: every step is a sequence of its own, V0 would act in all of them"
-    return f"it has an attribute {name!r} of its own" if hasattr(site.module, name) else None
+    if isinstance(option, TEBN) and option.stats == "joint" and site.spec.time is Time.PER_CALL:
+        return "joint statistics need whole sequences, and it is called step by step: TEBN(stats='step')"
+    return f"it has an attribute {option.name!r} of its own" if hasattr(site.module, option.name) else None
+
+
+def _steps(context: _Context, site: Site) -> int:
+    if context.timesteps is not None:
+        return context.timesteps
+    raise OptionError(
+        "the number of time steps is not known.",
+        where=str(site),
+        why="BNTT and TEBN have parameters per step, and no example shows one number of steps",
+        do="pass timesteps=T, or an example_input that runs a whole sequence",
+    )
 
 
 def _features(
-    model: nn.Module, site: Site, options: Mapping[str, Method], inputs: list[torch.Tensor]
+    context: _Context, site: Site, options: Mapping[str, Method], steps: int | None
 ) -> tuple[tuple[int, ...] | None, str]:
     """Shape of one sample at one step, checked against the options, and where it is known from."""
-    seen = {site.spec.time.features(tuple(x.shape)) for x in inputs}
+    if isinstance(site.spec, NormSpec):
+        return (site.spec.num_features,), "the norm's"
+    seen = {site.spec.time.features(tuple(x.shape)) for x in context.inputs(site)}
     needs = {option.needs for option in options.values()}
     if seen:
-        if len({_shapes(site, options, features) for features in seen}) > 1:
+        if len({_shapes(site, options, features, steps) for features in seen}) > 1:
             raise ShapeUnknownError(
                 f"{site} is called with different features: {sorted(seen)}.",
                 where=", ".join(site.paths),
@@ -280,10 +305,10 @@ def _features(
         return max(seen), "traced"
     if needs == {"nothing"}:
         return None, "not needed"
-    inferred = shapes.infer(model, site)
+    inferred = shapes.infer(context.model, site)
     if inferred and ("features" not in needs or None not in inferred):
         features = tuple(n or 1 for n in inferred)
-        _shapes(site, options, features)
+        _shapes(site, options, features, steps)
         return features, "inferred"
     raise ShapeUnknownError(
         f"the number of neurons of {site} is not known.",
@@ -293,9 +318,12 @@ def _features(
     )
 
 
-def _shapes(site: Site, options: Mapping[str, Method], features: tuple[int, ...]) -> tuple[Any, ...]:
+def _shapes(
+    site: Site, options: Mapping[str, Method], features: tuple[int, ...], steps: int | None
+) -> tuple[Any, ...]:
+    place = Place(site.module, site.spec, features, steps)
     try:
-        return tuple(tuple(part_shapes(option, features)) for option in options.values())
+        return tuple(tuple(part_shapes(option, place)) for option in options.values())
     except ShapeMismatchError as error:
         raise ShapeMismatchError(error.what, where=str(site), why=error.why, do=error.do) from None
 

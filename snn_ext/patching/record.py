@@ -29,6 +29,7 @@ class Record:
         origin: where `features` came from: "traced", "inferred", "explicit" or "not needed".
         added: names of the new parameters and submodules, relative to the module.
         original: the object that stood there before, if it was not patched in place.
+        timesteps: T, None where it was not needed.
         folded: its norm is folded for inference; there is no way back.
     """
 
@@ -38,6 +39,7 @@ class Record:
     origin: str
     added: tuple[str, ...]
     original: tuple[nn.Module, ...] = ()
+    timesteps: int | None = None
     folded: bool = False
 
     def attach(self, module: nn.Module) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from snn_ext.methods.neurons import SpikingNeuron
 from snn_ext.patching import plugins
 
-__all__ = ["carried", "fired_by", "is_carried", "remember_fired", "reset"]
+__all__ = ["carried", "fired_by", "is_carried", "mark_output", "reset", "steps_behind", "tensors_in"]
 
-_CARRIED = "_snn_ext_carried"
+_STEPS = "_snn_ext_steps"
 _FIRED = "_snn_ext_fired"
+_UNCOUNTED = -1
 
 
 def carried(state: Tensor, of: Tensor | None = None) -> Tensor:
@@ -21,34 +26,88 @@ def carried(state: Tensor, of: Tensor | None = None) -> Tensor:
 
         mem = snn_ext.carried(mem * (1 - done), of=mem)       # without it: a new sequence
 
-    ``mem.detach()``, ``mem.detach_()`` and writing into ``mem`` are recognised without it.
+    ``mem.detach()``, ``mem.detach_()``, views and writing into ``mem`` are recognised without it (under
+    `torch.compile` and `torch.func`, only ``mem.detach_()`` and writing into ``mem`` are).
 
     Args:
         state: the new membrane.
-        of: the membrane it was made from; needed under MPBN, where the pending reset goes with it.
+        of: the membrane it was made from; needed where more than the mark goes with it: the pending
+            reset under MPBN, the time step under BNTT and TEBN.
 
     Returns:
         `state` itself.
     """
-    setattr(state, _CARRIED, True)
-    if of is not None and fired_by(of) is not None:
-        remember_fired(state, fired_by(of))
+    steps, fired = (None, None) if of is None else (_marked(of, _STEPS), fired_by(of))
+    mark_output(state, _UNCOUNTED if steps is None else steps, fired)
     return state
 
 
+def mark_output(state: Tensor, steps: int = _UNCOUNTED, fired: Tensor | None = None) -> None:
+    """For adapters: mark the membrane a neuron returns.
+
+    Args:
+        state: the membrane.
+        steps: number of steps done since the start of its sequence, where somebody needs it.
+        fired: spikes of this step, where the reset acts one step later and cannot be seen from `state`.
+    """
+    _mark(state, _STEPS, steps)
+    if fired is not None:
+        _mark(state, _FIRED, fired)
+
+
 def is_carried(state: Tensor) -> bool:
-    """Whether `carried` marked this very tensor."""
-    return getattr(state, _CARRIED, False)
+    """Whether this membrane came out of a neuron, or was marked with `carried`."""
+    return _marked(state, _STEPS) is not None
 
 
-def remember_fired(state: Tensor, spikes: Tensor | None) -> None:
-    """For adapters: the spikes that a membrane fired, where the reset acts one step later."""
-    setattr(state, _FIRED, spikes)
+def steps_behind(state: Tensor) -> int | None:
+    """For adapters: steps done in the sequence this membrane belongs to, 0 at a start, None unknown."""
+    steps = _marked(state, _STEPS)
+    return 0 if steps is None else None if steps == _UNCOUNTED else int(steps)
 
 
 def fired_by(state: Tensor) -> Tensor | None:
-    """For adapters: what `remember_fired` left on this very tensor."""
-    return getattr(state, _FIRED, None)
+    """For adapters: the spikes given to `mark_output`."""
+    fired: Tensor | None = _marked(state, _FIRED)
+    return fired
+
+
+# The mark sits on the tensor and on its memory: ``mem.detach()`` is another tensor on the same memory,
+# and memory that is freed and used again is another storage object.
+
+
+def _mark(state: Tensor, name: str, value: object) -> None:
+    setattr(state, name, value)
+    storage = _memory(state)
+    if storage is not None:
+        setattr(storage, name, value)
+
+
+def _marked(state: Tensor, name: str) -> Any:
+    value = getattr(state, name, None)
+    return getattr(_memory(state), name, None) if value is None else value
+
+
+def _memory(state: Tensor) -> torch.UntypedStorage | None:
+    """The storage of a tensor that fills it; None where it cannot be seen (compile, torch.func, fakes)."""
+    if torch.compiler.is_compiling() or not state.numel():
+        return None
+    try:
+        storage = state.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return None
+    return storage if storage.nbytes() == state.numel() * state.element_size() else None
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors_in(part)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
 
 
 def reset(model: nn.Module) -> None:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from snn_ext.dynamics.description import Time
 from snn_ext.errors import ShapeUnknownError
 from snn_ext.patching.record import walk
 from snn_ext.patching.sites import Site
 
-__all__ = ["infer", "run", "trace", "untouched"]
+__all__ = ["infer", "run", "timesteps", "trace", "untouched"]
 
 
 def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, list[Tensor]]:
@@ -40,7 +41,7 @@ def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, l
     seen: dict[int, list[Tensor]] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        given = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.numel()), None)
         if given is not None:
             seen.setdefault(id(module), []).append(given)
 
@@ -169,6 +170,19 @@ def _leaves_backwards(module: nn.Module | None) -> Iterator[nn.Module]:
             yield from _leaves_backwards(child)
     elif module is not None:
         yield module
+
+
+def timesteps(sites: list[Site], traced: Mapping[int, list[Tensor]] | None) -> int | None:
+    """T where the trace shows exactly one number of steps; None otherwise."""
+    seen = set()
+    for site in sites:
+        inputs = (traced or {}).get(id(site.module), [])
+        if site.spec.time is Time.LEADING:
+            seen |= {len(x) for x in inputs}
+        elif site.spec.time is Time.PER_CALL and len(inputs) > 1:
+            # a single call may be one step of a loop outside the model
+            seen.add(len(inputs))
+    return seen.pop() if len(seen) == 1 else None
 
 
 def _features(layer: nn.Module) -> tuple[int | None, ...] | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from snn_ext.dynamics.description import NeuronSpec
+from snn_ext.dynamics.description import NeuronSpec, NormSpec
 from snn_ext.errors import AdapterError, NothingMatchedError, OptionError
 from snn_ext.methods.options import Method
 from snn_ext.patching import plugins
@@ -34,7 +34,7 @@ class Site:
 
     module: nn.Module
     paths: tuple[str, ...]
-    spec: NeuronSpec
+    spec: NeuronSpec | NormSpec
     adapter: str
 
     @property
@@ -77,7 +77,7 @@ def scan(root: nn.Module) -> list[Site]:
     return sites
 
 
-def _claims(module: nn.Module, path: str, root: nn.Module) -> list[tuple[str, NeuronSpec]]:
+def _claims(module: nn.Module, path: str, root: nn.Module) -> list[tuple[str, NeuronSpec | NormSpec]]:
     claims = []
     for adapter in plugins.adapters():
         if adapter.error is not None:

@@ -41,7 +41,7 @@ def test_options_survive_json() -> None:
         {"init": (0.0, float("inf"))},
         {"init": True},
         {"init": (1, 2, 3)},
-        {"init": object()},
+        {"init": b"half"},
         {"init": "rest", "squash": "sigmoid"},
         {"init": (-0.2, 0.2), "squash": "sigmoid"},
         {"init": 1.0, "squash": "sigmoid"},

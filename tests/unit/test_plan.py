@@ -248,7 +248,7 @@ def test_a_refused_site_caught_by_the_star_is_skipped_with_its_reason() -> None:
 def test_shapes_are_inferred_where_they_are_certain() -> None:
     def shape(net: nn.Module, **option: Any) -> tuple[int, ...]:
         decisions = snn_ext.plan(net, imp=IMP(**option)).decisions
-        return next(part_shapes(d.methods["imp"], d.features)[0] for d in decisions if d.methods)
+        return next(part_shapes(d.methods["imp"], d.place)[0] for d in decisions if d.methods)
 
     linear = [nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(), StepNeuron()]
     assert shape(nn.Sequential(*linear)) == (6,)

@@ -1,0 +1,77 @@
+"""Time in per-step loops: the neuron after a norm knows which step it is, and the norm asks it.
+
+Frameworks tell nobody when a sequence begins; only a neuron's state shows it. So a norm that needs
+its step asks the neuron it feeds, and that neuron then checks what was asked against the state it is
+really given. A wrong answer is an error, never a wrong slot.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from snn_ext.errors import TimestepError
+
+__all__ = ["Clock", "ClockedNorm"]
+
+
+class Clock(nn.Module):
+    """Mixin for neurons that keep time; adapters implement `steps_done` and call `tick`."""
+
+    _asked: int | None = None
+
+    def steps_done(self, batch: int) -> int:
+        """Steps of the current sequence that lie behind, for a batch of this size; 0 at a start."""
+        raise NotImplementedError
+
+    def ask(self, batch: int) -> int:
+        """The 0-based step that the next call will be.
+
+        Raises:
+            TimestepError: the neuron was asked before and not called since: it is not the one that
+                the norm feeds, or the model skipped it.
+        """
+        t = self.steps_done(batch)
+        if self._asked is not None and self._asked != t:
+            raise TimestepError(
+                "a norm cannot tell which time step it is.",
+                where=type(self).__name__,
+                why="the neuron after it, which keeps time, was not called in the step before",
+                do="pass example_input to patch, so that the neuron it feeds is seen; or exclude the norm",
+            )
+        self._asked = t
+        return t
+
+    def tick(self, t: int) -> None:
+        """Called at every step with what its state says; checks what a norm was told.
+
+        Raises:
+            TimestepError: the two differ.
+        """
+        asked, self._asked = self._asked, None
+        if asked is not None and asked != t:
+            raise TimestepError(
+                f"a norm took this for step {asked + 1} of a sequence, its neuron for step {t + 1}.",
+                where=type(self).__name__,
+                why="the start of the sequence could not be seen before the norm was called",
+                do="call snn_ext.reset(model) before every sequence",
+            )
+
+
+class ClockedNorm(nn.Module):
+    """Mixin for norms that ask a neuron for their time step."""
+
+    _clock: tuple[Clock, ...] = ()
+
+    def set_clock(self, clock: Clock) -> None:
+        """The neuron to ask; in a tuple, so that it does not become a child."""
+        self._clock = (clock,)
+
+    def now(self, x: Tensor) -> int:
+        """The 0-based step of this call."""
+        if not self._clock:
+            raise TimestepError(
+                "this norm was patched for whole sequences, and is called step by step.",
+                where=type(self).__name__,
+                do="unpatch, then patch the model in the mode it runs in",
+            )
+        return self._clock[0].ask(len(x))
