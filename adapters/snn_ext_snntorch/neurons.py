@@ -96,6 +96,10 @@ class Timed(Clock, _Marked):
             return 0
         return _known(steps_behind(self.mem), type(self).__name__)
 
+    def reset_mem(self) -> Any:
+        self.forget()
+        return super().reset_mem()
+
     def begin(self) -> None:
         """The root was called from outside: explicit states start anew (checked by `tick`)."""
         self._begins = not self.init_hidden
@@ -202,6 +206,9 @@ def mixins(methods: tuple[str, ...]) -> tuple[type, ...]:
 
 def adopt_state(module: nn.Module) -> None:
     """Patched in the middle of a sequence: a membrane that is not all zero is carried on."""
+    for name in ("_inside", "_t", "_begins", "_normalised", "_fired"):
+        if hasattr(module, name):  # from the start: running must not make new attributes
+            module.__dict__[name] = getattr(module, name)
     mem = module._buffers.get("mem")
     if isinstance(mem, Tensor) and mem.numel() and bool((mem != 0).any()):
         carried(mem)

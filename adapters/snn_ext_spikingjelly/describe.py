@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+import inspect
+import types
 from dataclasses import replace
 from typing import Any
 
 from spikingjelly.activation_based import base, layer, neuron, surrogate
 from torch import nn
 
-from snn_ext import Dynamics, NeuronSpec, Time, original_class
+from snn_ext import Dynamics, NeuronSpec, NormSpec, Time, original_class
 from snn_ext.surrogates import ATan, PiecewiseQuadratic, Rectangle, Sigmoid, Surrogate
 from snn_ext_spikingjelly.compat import missing_feature
 
-__all__ = ["describe", "dynamics"]
+__all__ = ["describe", "describe_norm", "dynamics"]
 
 _PACKAGE = "spikingjelly.activation_based.neuron"
-# Whoever runs a step without one of these never asks for an initial state.
-_DELEGATES = {
+_STEPS = ("single_step_forward", "multi_step_forward")
+_ASKS = {"functional_forward", "materialize_states"}
+_EQUATIONS = (
     "forward",
-    "functional_forward",
     "materialize_states",
     "multi_step_forward",
+    "multi_step_functional_forward",
     "single_step_forward",
-    "super",
-}
+    "single_step_functional_forward",
+)
 
 
-def describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | None:
+def describe(module: nn.Module, root: nn.Module) -> NeuronSpec | None:
     """The spec of a neuron, with the reason where it cannot be patched; None for other modules."""
     if not _is_neuron(module):
         return None
     reason = missing_feature() or _no_start(module)
     if reason:
-        return NeuronSpec(_time(module, path, root), threshold=None, unsupported={"*": reason})
-    return _spec(module, _time(module, path, root))
+        return NeuronSpec(_time(module, root), threshold=None, unsupported={"*": reason})
+    return _spec(module, _time(module, root))
 
 
 def _spec(module: Any, time: Time) -> NeuronSpec:
@@ -65,28 +68,71 @@ def _no_start(module: Any) -> str | None:
         return "its reset value is not a number"
     if _online(module):
         return "it detaches the membrane at every step in training, so V0 would get no gradient"
-    step = {"s": "single_step_forward", "m": "multi_step_forward"}[module.step_mode]
-    for name in ("forward", step):
-        function = getattr(type(module), name)
-        code = getattr(function, "__code__", None)
-        if code is not None and _DELEGATES.isdisjoint(code.co_names):
+    for name in ("forward", *_STEPS):  # both modes: users switch after patching
+        if not _asks_for_state(original_class(module).__mro__, name):
             return f"its {name}() sets the membrane itself and never asks for an initial state"
     return None
 
 
+def _asks_for_state(mro: tuple[type, ...], name: str) -> bool:
+    """Whether the method a class with this MRO calls `name` ends in `materialize_states`, by the names
+    in its code: it calls that itself, or the parent's method, or a step that does."""
+    where = next((i for i, cls in enumerate(mro) if name in vars(cls)), None)
+    if where is None:
+        return False
+    code = getattr(inspect.unwrap(vars(mro[where])[name]), "__code__", None)
+    names = _names(code) if code else set()
+    if names & _ASKS:
+        return True
+    if name in names and names & {"super", *(cls.__name__ for cls in mro[where + 1 :])}:
+        return _asks_for_state(mro[where + 1 :], name)
+    return any(_asks_for_state(mro, step) for step in _STEPS if step in names and step != name)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Names used by code and by the comprehensions in it (which older Pythons compile apart)."""
+    inner = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return set(code.co_names).union(*inner)
+
+
 def _online(module: nn.Module) -> bool:
-    kinds = [getattr(neuron, name, None) for name in ("OTTTLIFNode", "SLTTLIFNode")]
-    return isinstance(module, tuple(kind for kind in kinds if kind))
+    return any(cls.__module__ == f"{_PACKAGE}.online_learning" for cls in type(module).__mro__)
 
 
-def _time(module: nn.Module, path: str, root: nn.Module) -> Time:
-    above = root
-    for name in path.split(".")[:-1] if path else []:
-        if isinstance(above, layer.SeqToANNContainer):
+def describe_norm(module: Any, root: nn.Module) -> NormSpec:
+    """The spec of a batch norm: the framework's own, torch's inside its containers, or torch's in a model
+    that runs step by step."""
+    kind, time = original_class(module), _time(module, root)
+    reason = None
+    if kind in (layer.BatchNorm1d, layer.BatchNorm2d, layer.BatchNorm3d):
+        time = Time.MERGED if time is Time.MERGED else _mode(module)
+    elif not kind.__module__.startswith("torch."):
+        reason = f"{kind.__name__} is not a plain batch norm"
+    elif time is not Time.MERGED:
+        time = Time.PER_CALL
+        if any(
+            getattr(m, "step_mode", "s") == "m" for m in root.modules() if isinstance(m, base.MemoryModule)
+        ):
+            reason = (
+                "it is torch's own in a multi-step model: whether it sees steps or [T*B, ...] is not known"
+            )
+    return NormSpec(time, module.num_features, unsupported={"*": reason} if reason else {})
+
+
+def _time(module: nn.Module, root: nn.Module) -> Time:
+    for container in root.modules():  # not along one path: a shared neuron has several
+        if _merges_time(container) and any(m is module for m in container.modules()):
             return Time.MERGED
-        above = getattr(above, name)
-    if isinstance(above, layer.SeqToANNContainer):
-        return Time.MERGED
+    return _mode(module)
+
+
+def _merges_time(container: nn.Module) -> bool:
+    if isinstance(container, layer.StepModeContainer):
+        return container.step_mode == "m" and not container.stateful
+    return isinstance(container, layer.SeqToANNContainer | layer.TLastSeqToANNContainer)
+
+
+def _mode(module: nn.Module) -> Time:
     return Time.LEADING if getattr(module, "step_mode", "m") == "m" else Time.PER_CALL
 
 
@@ -109,6 +155,11 @@ def dynamics(module: Any) -> Dynamics | None:
 
 def _decay_and_gain(module: Any) -> tuple[Any, Any] | None:
     kind = original_class(module)
+    for cls in kind.__mro__:
+        if cls in (neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode):
+            break
+        if not vars(cls).keys().isdisjoint(_EQUATIONS):
+            return None  # a subclass with a step, or a start, of its own
     step = getattr(kind, "single_step_functional_forward", None)
     if step is neuron.IFNode.single_step_functional_forward:
         return 1.0, 1.0

@@ -1,4 +1,4 @@
-"""What SpikingJelly's neurons become: the same class, with another first membrane or firing decision."""
+"""What SpikingJelly's neurons become: the same class, with another first membrane, input or decision."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from spikingjelly.activation_based import base
 from torch import Tensor
 
 from snn_ext import UnsupportedSiteError, functional
+from snn_ext.methods.clock import Clock
 from snn_ext.neurons import InitialPotential
-from snn_ext.norms import FiringRule, NormalisedMembrane
+from snn_ext.norms import FiringRule, NormalisedInput, NormalisedMembrane
 from snn_ext_spikingjelly.describe import dynamics
 
-__all__ = ["MIXINS"]
+__all__ = ["mixins"]
 
 
 class _Float32State(base.MemoryModule):  # type: ignore[misc]
@@ -25,13 +26,19 @@ class _Float32State(base.MemoryModule):  # type: ignore[misc]
     """
 
     get_reset_value: Callable[[str], Any]
+    _memories: dict[str, Any]
+    step_mode: str
+    _counts = False  # steps are counted only where somebody asks
+    _t = -1
 
     def materialize_states(
         self, inputs: tuple[Any, ...], states: tuple[Any, ...], step_mode: str
     ) -> tuple[Any, ...]:
         x = inputs[0][0] if step_mode == "m" else inputs[0]
+        if self._counts:
+            self._count(_goes_on(states[0], x), step_mode)
         v, *others = self._framework_states(inputs, states, step_mode, x)
-        if isinstance(states[0], Tensor) and states[0].shape == x.shape:
+        if _goes_on(states[0], x):
             v = states[0].to(x.device, self._state_dtype(v, x))
         return (v.to(self._state_dtype(v, x)), *others)
 
@@ -40,17 +47,31 @@ class _Float32State(base.MemoryModule):  # type: ignore[misc]
     ) -> tuple[Any, ...]:
         return super().materialize_states(inputs, states, step_mode)  # type: ignore[no-any-return]
 
+    def _count(self, goes_on: bool, step_mode: str) -> None:
+        """In step mode 's' every call is one step; in 'm' every call is counted from its first step."""
+        self._t = self._t + 1 if goes_on and step_mode == "s" else 0
+
     def _state_dtype(self, v: Tensor, x: Tensor) -> torch.dtype:
         """float32 for half inputs, unless the user chose a precision with `PrecisionConfig`."""
-        if getattr(self, "_neuron_precision", None) is not None:
+        if getattr(self, "_neuron_precision", None) is not None or self._membrane_norm_in(x.dtype):
             return v.dtype
         return torch.promote_types(x.dtype, torch.float32)
+
+    def _membrane_norm_in(self, dtype: torch.dtype) -> bool:
+        """A framework's norm on the membrane refuses float32 when its parameters were cast to half."""
+        ours = ("bntt", "tebn", "mpbn")
+        norms = [m for name, m in self._modules.items() if m is not None and name not in ours]
+        return any(p.dtype == dtype for norm in norms for p in norm.parameters())
 
     def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         return _in_dtype_of(x, super().single_step_forward(x, *args, **kwargs))
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
         return _in_dtype_of(x_seq, super().multi_step_forward(x_seq, *args, **kwargs))
+
+
+class Functional(base.MemoryModule):  # type: ignore[misc]
+    """For neurons with a functional step: SpikingJelly looks for this method to find out."""
 
     def functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
@@ -59,8 +80,14 @@ class _Float32State(base.MemoryModule):  # type: ignore[misc]
         return tuple(_in_dtype_of(inputs[0], y) for y in outputs), states
 
 
+def _goes_on(v: Any, x: Tensor) -> bool:
+    """Whether `v` is the state of a sequence that this step belongs to (otherwise it starts anew)."""
+    return isinstance(v, Tensor) and v.shape == x.shape
+
+
 def _in_dtype_of(x: Tensor, y: Any) -> Any:
-    return y.to(x.dtype) if isinstance(y, Tensor) and y.is_floating_point() else y
+    floats = x.is_floating_point() and isinstance(y, Tensor) and y.is_floating_point()
+    return y.to(x.dtype) if floats else y
 
 
 class IMP(InitialPotential, _Float32State):
@@ -70,15 +97,15 @@ class IMP(InitialPotential, _Float32State):
         self, inputs: tuple[Any, ...], states: tuple[Any, ...], step_mode: str, x: Tensor
     ) -> tuple[Any, ...]:
         v = states[0]
-        carried = isinstance(v, Tensor) and v.shape == x.shape
-        chosen = isinstance(v, int | float) and v != self.get_reset_value("v")
-        if carried or chosen:  # in the middle of a sequence, or a start value set by the user
+        if _goes_on(v, x):
             return super()._framework_states(inputs, states, step_mode, x)
         # Add to the framework's own zeros instead of expanding V0: the state stays dense, in the
         # memory format of the input, as the fused kernels and operation counters expect it.
         zeros, *others = super()._framework_states(inputs, (0.0, *states[1:]), step_mode, x)
         dtype = self._state_dtype(zeros, x)
-        return (zeros.to(dtype) + self.initial_membrane(x.shape[1:], dtype), *others)
+        chosen = isinstance(v, int | float) and v != self.get_reset_value("v")  # set by the user
+        start = v if chosen else self.initial_membrane(x.shape[1:], dtype)
+        return (zeros.to(dtype) + start, *others)
 
 
 class MPBN(NormalisedMembrane, _Float32State):
@@ -113,12 +140,73 @@ class MPBN(NormalisedMembrane, _Float32State):
         return (torch.stack(spikes),), states
 
 
-class IMPMPBN(IMP, MPBN):
-    """Both."""
+class Normalised(NormalisedInput, _Float32State):
+    """BNTT or TEBN on the input. Whole sequences are normalised at once, steps one by one."""
+
+    _counts = True
+    _done = False
+
+    def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # store_v_seq runs single steps from here
+        x_seq = self.input_norm.sequence(x_seq)
+        return self._without_norm(super().multi_step_forward, x_seq, *args, **kwargs)
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
+    ) -> Any:
+        if not self._done:
+            inputs = (self.input_norm.sequence(inputs[0]), *inputs[1:])
+        return self._without_norm(super().multi_step_functional_forward, inputs, states, **kwargs)
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
+    ) -> Any:
+        if not self._done:
+            inputs = (self.input_norm.step(self._t, inputs[0]), *inputs[1:])
+        return super().single_step_functional_forward(inputs, states, **kwargs)
+
+    def _without_norm(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        before, self._done = self._done, True
+        try:
+            return run(*args, **kwargs)
+        finally:
+            self._done = before
 
 
-MIXINS: dict[frozenset[str], type] = {
-    frozenset({"imp"}): IMP,
-    frozenset({"mpbn"}): MPBN,
-    frozenset({"imp", "mpbn"}): IMPMPBN,
+class Timed(Clock, _Float32State):
+    """Counts the steps of its sequence in step mode 's', and tells a norm before it."""
+
+    _counts = True
+
+    def steps_done(self, batch: int) -> int:
+        v = self._memories["v"]
+        return self._t + 1 if isinstance(v, Tensor) and len(v) == batch else 0
+
+    def reset(self) -> None:
+        super().reset()
+        self.forget()
+
+    def _count(self, goes_on: bool, step_mode: str) -> None:
+        super()._count(goes_on, step_mode)
+        if step_mode == "s":
+            self.tick(self._t)
+
+
+_MIXINS: dict[str, type] = {
+    "imp": IMP,
+    "bntt": Normalised,
+    "tebn": Normalised,
+    "mpbn": MPBN,
+    "clock": Timed,
 }
+
+
+_FUNCTIONAL = ("functional_forward", "single_step_functional_forward", "multi_step_functional_forward")
+
+
+def mixins(methods: tuple[str, ...], base_class: type) -> tuple[type, ...]:
+    """The classes that give a neuron these methods, outermost first: the norm of the input comes before
+    the step with the norm of the membrane."""
+    chosen = [cls for name, cls in _MIXINS.items() if name in methods]
+    functional = any(getattr(base_class, n) is not getattr(base.MemoryModule, n) for n in _FUNCTIONAL)
+    return (*chosen, Functional) if functional else tuple(chosen)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from snn_ext import AdapterInfo, NeuronSpec, Site, comes_from, hookimpl, swap_class
+from snn_ext import AdapterInfo, NeuronSpec, NormSpec, Site, Time, comes_from, hookimpl, swap_class
 
 
 @hookimpl
@@ -15,33 +17,66 @@ def snn_ext_adapter() -> AdapterInfo:
         name="spikingjelly",
         framework="spikingjelly",
         distribution="spikingjelly",
-        methods=("imp", "mpbn"),
+        methods=("imp", "mpbn", "bntt", "tebn"),
     )
 
 
+def _is_spikingjelly(root: nn.Module) -> bool:
+    return any(comes_from(module, "spikingjelly") for module in root.modules())
+
+
 @hookimpl
-def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | None:
+def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | NormSpec | None:
+    if isinstance(module, _BatchNorm) and _is_spikingjelly(root):
+        from snn_ext_spikingjelly.describe import describe_norm
+
+        return describe_norm(module, root)
     if not comes_from(module, "spikingjelly"):
         return None
     from snn_ext_spikingjelly.describe import describe
 
-    return describe(module, path, root)
+    return describe(module, root)
 
 
 @hookimpl
-def snn_ext_replace(site: Site, methods: Mapping[str, object], features: tuple[int, ...] | None) -> nn.Module:
+def snn_ext_replace(site: Site, methods: tuple[str, ...], features: tuple[int, ...] | None) -> nn.Module:
     from snn_ext_spikingjelly.compat import warn_ignored_overrides
-    from snn_ext_spikingjelly.neurons import MIXINS
+    from snn_ext_spikingjelly.neurons import mixins
+    from snn_ext_spikingjelly.norms import MergedNorm, Norm
 
-    warn_ignored_overrides(site.module, str(site))
-    swap_class(site.module, MIXINS[frozenset(methods)])
+    if isinstance(site.spec, NormSpec):
+        swap_class(site.module, MergedNorm if site.spec.time is Time.MERGED else Norm)
+    else:
+        warn_ignored_overrides(site.module, str(site))
+        swap_class(site.module, *mixins(methods, type(site.module)))
     return site.module
+
+
+@hookimpl
+def snn_ext_watch(module: nn.Module, note: Callable[[tuple[Any, ...]], None]) -> None:
+    # The memory optimiser calls neither forward nor hooks.
+    step = getattr(module, "functional_forward", None)
+    if step is not None:
+
+        def noted(inputs: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
+            note(tuple(inputs))
+            return step(inputs, *args, **kwargs)
+
+        module.__dict__["functional_forward"] = noted
+
+
+@hookimpl
+def snn_ext_changed(root: nn.Module, replaced: tuple[nn.Module, ...]) -> None:
+    if _is_spikingjelly(root):
+        from snn_ext_spikingjelly.norms import watch_containers
+
+        watch_containers(root)
 
 
 @hookimpl
 def snn_ext_reset(root: nn.Module) -> None:
     # The framework's own reset_net caches the module list per root and would miss later changes.
-    if any(comes_from(module, "spikingjelly") for module in root.modules()):
+    if _is_spikingjelly(root):
         for module in root.modules():
             reset = getattr(module, "reset", None)
             if callable(reset):

@@ -17,44 +17,53 @@ __all__ = ["Clock", "ClockedNorm"]
 class Clock(nn.Module):
     """Mixin for neurons that keep time; adapters implement `steps_done` and call `tick`."""
 
-    _asked: int | None = None
+    _asked: tuple[tuple[int, int], ...] = ()  # (id of a norm, the step it was told)
 
     def steps_done(self, batch: int) -> int:
         """Steps of the current sequence that lie behind, for a batch of this size; 0 at a start."""
         raise NotImplementedError
 
-    def ask(self, batch: int) -> int:
+    def ask(self, norm: nn.Module, batch: int) -> int:
         """The 0-based step that the next call will be.
 
         Raises:
-            TimestepError: the neuron was asked before and not called since: it is not the one that
-                the norm feeds, or the model skipped it.
+            TimestepError: the same norm asked before, and the neuron was not called since: it is not
+                the one that the norm feeds, or the model skipped it.
         """
         t = self.steps_done(batch)
-        if self._asked is not None and self._asked != t:
+        asked = dict(self._asked)
+        if t == 0 and any(asked.values()):  # the last sequence ended between a norm and its neuron
+            asked = {}
+        if id(norm) in asked:
             raise TimestepError(
                 "a norm cannot tell which time step it is.",
-                where=type(self).__name__,
+                where=f"{type(norm).__name__} before {type(self).__name__}",
                 why="the neuron after it, which keeps time, was not called in the step before",
-                do="pass example_input to patch, so that the neuron it feeds is seen; or exclude the norm",
+                do="call snn_ext.reset(model) if a step was interrupted; else pass example_input to patch, so"
+                " that the neuron it feeds is seen, or exclude the norm",
             )
-        self._asked = t
+        self._asked = (*asked.items(), (id(norm), t))
         return t
 
     def tick(self, t: int) -> None:
-        """Called at every step with what its state says; checks what a norm was told.
+        """Called at every step with what its state says; checks what norms were told.
 
         Raises:
             TimestepError: the two differ.
         """
-        asked, self._asked = self._asked, None
-        if asked is not None and asked != t:
+        asked, self._asked = self._asked, ()
+        wrong = [told for _, told in asked if told != t]
+        if wrong:
             raise TimestepError(
-                f"a norm took this for step {asked + 1} of a sequence, its neuron for step {t + 1}.",
+                f"a norm took this for step {wrong[0] + 1} of a sequence, its neuron for step {t + 1}.",
                 where=type(self).__name__,
                 why="the start of the sequence could not be seen before the norm was called",
                 do="call snn_ext.reset(model) before every sequence",
             )
+
+    def forget(self) -> None:
+        """Called at a reset: nobody waits for a step any more."""
+        self._asked = ()
 
 
 class ClockedNorm(nn.Module):
@@ -74,4 +83,4 @@ class ClockedNorm(nn.Module):
                 where=type(self).__name__,
                 do="unpatch, then patch the model in the mode it runs in",
             )
-        return self._clock[0].ask(len(x))
+        return self._clock[0].ask(self, len(x))

@@ -51,7 +51,27 @@ def normalise(norm: _BatchNorm, x: Tensor, bias: Tensor | None) -> Tensor:
             factor = 1.0 / float(norm.num_batches_tracked)
     keep = not norm.training or norm.track_running_stats
     mean, var = (norm.running_mean, norm.running_var) if keep else (None, None)
+    if x.dtype is torch.float32 and norm.running_mean is not None and norm.running_mean.dtype != x.dtype:
+        # a float32 membrane in a model that was cast to half: torch takes only the opposite mixture
+        return _normalise_cast(norm, x, bias, mean, var, use_batch, factor)
     return F.batch_norm(x, mean, var, norm.weight, bias, use_batch, factor, norm.eps)
+
+
+def _normalise_cast(
+    norm: _BatchNorm,
+    x: Tensor,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    use_batch: bool,
+    factor: float,
+) -> Tensor:
+    wide = [None if t is None else t.to(x.dtype) for t in (mean, var, norm.weight, bias)]
+    y = F.batch_norm(x, *wide, use_batch, factor, norm.eps)
+    if norm.training and mean is not None and var is not None and wide[0] is not None and wide[1] is not None:
+        mean.copy_(wide[0])
+        var.copy_(wide[1])
+    return y
 
 
 class BatchNorm(_BatchNorm):

@@ -328,6 +328,7 @@ def report(model: nn.Module) -> Report:
             decision = Decision(site, reason=site.spec.refusal("*") or "not patched")
         else:
             note = "folded, cannot be unpatched" if record.folded else ""
+            note = note or ("" if record.methods else "keeps time for a norm")
             decision = Decision(
                 site, record.methods, record.features, record.origin, record.timesteps, omitted=note
             )

@@ -76,6 +76,12 @@ def snn_ext_replace(
 
 
 @hookspec
+def snn_ext_watch(module: nn.Module, note: Callable[[tuple[Any, ...]], None]) -> None:
+    """While shapes are traced: let `module` call ``note(inputs)`` where its framework runs it without
+    calling the module. All attributes are restored after the trace. Not needed where hooks fire."""
+
+
+@hookspec
 def snn_ext_changed(root: nn.Module, replaced: tuple[nn.Module, ...]) -> None:
     """Sites of `root` were patched or unpatched: drop caches that list its modules."""
 

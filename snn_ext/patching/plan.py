@@ -62,6 +62,7 @@ class Decision:
 
     def row(self, parameters: Mapping[str, int] | None = None) -> Row:
         """Its line in the table; `parameters` (name -> count) where they exist already."""
+        note = self.reason or self.omitted
         if parameters is None:
             parameters = {k: _count(part_shapes(m, self.place)) for k, m in self.methods.items()}
         return Row(
@@ -74,7 +75,7 @@ class Decision:
             origin=self.origin,
             methods=tuple(self.methods),
             parameters=parameters,
-            note=self.reason or self.omitted,
+            note="keeps time for a norm" if self.keeps_time and not self.methods else note,
         )
 
 

@@ -114,7 +114,14 @@ def _fill_missing(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
     loaded = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
     loaded |= {_unwrapped(key) for key in loaded}
     missing = [key for key in new if key not in loaded]
-    torn = [key for old, _ in keys for key in old if key not in loaded and not loaded.isdisjoint(old)]
+    # What the module above filled in is the very tensor of the model, not one of the checkpoint.
+    given = {key for key in loaded if state_dict.get(prefix + key) is not new.get(key, module)}
+    torn = [
+        key
+        for old, added in keys
+        for key in old
+        if key not in loaded and not given.isdisjoint([*old, *added])
+    ]
     if torn or 0 < len(missing) < len(new):
         lacking = torn or missing
         raise CheckpointError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from snn_ext.dynamics.description import Time
 from snn_ext.errors import ShapeUnknownError
+from snn_ext.patching import plugins
 from snn_ext.patching.record import walk
 from snn_ext.patching.sites import Site
 
@@ -48,6 +50,8 @@ def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, l
     with untouched(root):
         for site in sites:
             site.module.register_forward_pre_hook(note, with_kwargs=True)
+            noted = functools.partial(_note_inputs, note, site.module)
+            plugins.ask(site.adapter, "snn_ext_watch", module=site.module, note=noted)
         try:
             with torch.no_grad():
                 run(root, example_input)
@@ -59,6 +63,10 @@ def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, l
                 " or a dict of keyword arguments",
             ) from error
     return seen
+
+
+def _note_inputs(note: Callable[..., None], module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    note(module, inputs, {})
 
 
 def run(root: nn.Module, example_input: Any) -> Any:

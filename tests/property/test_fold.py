@@ -71,11 +71,11 @@ class Tally:
         self.mismatches += wrong
         return wrong
 
-    def check_worth(self, examples: int) -> None:
+    def check_worth(self, examples: int, *, left_out: float = 0.01) -> None:
         """Enough examples, neither silent nor always firing, and hardly anything left out."""
         assert self.examples >= examples
         assert 0.1 < self.spikes / self.decisions < 0.9
-        assert self.left_out < 0.01 * self.decisions, f"{self.left_out} of {self.decisions} left out"
+        assert self.left_out < left_out * self.decisions, f"{self.left_out} of {self.decisions} left out"
 
 
 def _gamma(r: random.Random) -> float:
