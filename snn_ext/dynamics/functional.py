@@ -94,7 +94,9 @@ def fold_threshold(
     mu, scale = mean.double(), (var.double() + eps).sqrt()
     gamma = torch.ones_like(mu) if weight is None else weight.double()
     beta = torch.zeros_like(mu) if bias is None else bias.double()
-    theta = torch.as_tensor(threshold, dtype=torch.float64, device=mu.device).expand_as(mu)
+    # A membrane of this dtype is compared with the threshold as it is in that dtype.
+    compared = torch.promote_types(mean.dtype, torch.float32)
+    theta = torch.as_tensor(threshold, dtype=compared, device=mu.device).double().expand_as(mu)
     constant = gamma == 0
     folded = (theta - beta) * scale / torch.where(constant, torch.ones_like(gamma), gamma) + mu
     always = beta >= theta if fires_at_equality else beta > theta

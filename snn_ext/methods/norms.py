@@ -66,11 +66,14 @@ def _normalise_cast(
     use_batch: bool,
     factor: float,
 ) -> Tensor:
-    wide = [None if t is None else t.to(x.dtype) for t in (mean, var, norm.weight, bias)]
-    y = F.batch_norm(x, *wide, use_batch, factor, norm.eps)
-    if norm.training and mean is not None and var is not None and wide[0] is not None and wide[1] is not None:
-        mean.copy_(wide[0])
-        var.copy_(wide[1])
+    def wide(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.to(x.dtype)
+
+    stats = wide(mean), wide(var)
+    y = F.batch_norm(x, *stats, wide(norm.weight), wide(bias), use_batch, factor, norm.eps)
+    for own, updated in zip((mean, var), stats, strict=True):
+        if own is not None and updated is not None and norm.training:
+            own.copy_(updated)
     return y
 
 
