@@ -19,14 +19,8 @@ __all__ = ["describe", "describe_norm", "dynamics"]
 _PACKAGE = "spikingjelly.activation_based.neuron"
 _STEPS = ("single_step_forward", "multi_step_forward")
 _ASKS = {"functional_forward", "materialize_states"}
-_EQUATIONS = (
-    "forward",
-    "materialize_states",
-    "multi_step_forward",
-    "multi_step_functional_forward",
-    "single_step_forward",
-    "single_step_functional_forward",
-)
+_EQUATIONS = ("materialize_states", "multi_step_functional_forward", "single_step_functional_forward")
+_CALLS = ("forward", "multi_step_forward", "single_step_forward")
 
 
 def describe(module: nn.Module, root: nn.Module) -> NeuronSpec | None:
@@ -42,15 +36,45 @@ def describe(module: nn.Module, root: nn.Module) -> NeuronSpec | None:
 def _spec(module: Any, time: Time) -> NeuronSpec:
     threshold = getattr(module, "v_threshold", None)
     equations = dynamics(module)
-    unsupported = {} if equations else {"mpbn": "its step is not that of an IF, LIF or PLIF node"}
+    exact = equations is not None and _only_adds(module)
+    unsupported = {} if exact else {"mpbn": "its step is not that of an IF, LIF or PLIF node"}
     bump = _surrogate(getattr(module, "surrogate_function", None))
     return NeuronSpec(
         time=time,
         rest=float(module.get_reset_value("v")),
         threshold=float(threshold) if isinstance(threshold, int | float) else None,
-        dynamics=replace(equations, surrogate=bump) if equations and bump else None,
+        dynamics=replace(equations, surrogate=bump) if equations and bump and not _wrapped(module) else None,
         unsupported=unsupported,
     )
+
+
+def _wrapped(module: nn.Module) -> bool:
+    """Whether a user's class does something around the framework's step."""
+    return _overrides(original_class(module), _CALLS)
+
+
+def _only_adds(module: nn.Module) -> bool:
+    """Whether everything a user's class puts around the framework's step ends in calling it."""
+    mro = original_class(module).__mro__
+    for i, cls in enumerate(mro):
+        if cls in (neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode):
+            break
+        for name in vars(cls).keys() & set(_CALLS):
+            code = getattr(inspect.unwrap(vars(cls)[name]), "__code__", None)
+            names = _names(code) if code else set()
+            if name not in names or not names & {"super", *(parent.__name__ for parent in mro[i + 1 :])}:
+                return False
+    return True
+
+
+def _overrides(kind: type, names: tuple[str, ...]) -> bool:
+    """Whether a class below IF, LIF and PLIF defines one of these methods."""
+    for cls in kind.__mro__:
+        if cls in (neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode):
+            return False
+        if not vars(cls).keys().isdisjoint(names):
+            return True
+    return False
 
 
 def _is_neuron(module: nn.Module) -> bool:
@@ -155,11 +179,8 @@ def dynamics(module: Any) -> Dynamics | None:
 
 def _decay_and_gain(module: Any) -> tuple[Any, Any] | None:
     kind = original_class(module)
-    for cls in kind.__mro__:
-        if cls in (neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode):
-            break
-        if not vars(cls).keys().isdisjoint(_EQUATIONS):
-            return None  # a subclass with a step, or a start, of its own
+    if _overrides(kind, _EQUATIONS):
+        return None  # a subclass with a step, or a start, of its own
     step = getattr(kind, "single_step_functional_forward", None)
     if step is neuron.IFNode.single_step_functional_forward:
         return 1.0, 1.0

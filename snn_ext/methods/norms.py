@@ -199,6 +199,15 @@ class FoldedMembraneNorm(nn.Module):
         self.register_buffer("threshold", threshold.detach().clone())
         self.register_buffer("sign", sign.detach().clone())
 
+    def check(self, h: Tensor) -> None:
+        """Raises ShapeMismatchError if [B, C, *] has other features than the norm had."""
+        shape = tuple(self.threshold.shape)
+        if len(shape) != h.ndim - 1 or any(n not in (1, m) for n, m in zip(shape, h.shape[1:], strict=True)):
+            raise ShapeMismatchError(
+                f"the folded norm has thresholds of shape {list(shape)}, got [B, C, *] = {list(h.shape)}.",
+                do="run it on inputs of the size it was patched for",
+            )
+
 
 @dataclass(frozen=True)
 class FiringRule:
@@ -237,13 +246,21 @@ class NormalisedMembrane(nn.Module):
             raise FoldError(
                 "a folded neuron cannot be trained.", do="call model.eval(), or train before fold"
             )
-        return functional.decide_folded(norm.threshold, norm.sign, fires_at_equality=rule.fires_at_equality)
+        folded = functional.decide_folded(norm.threshold, norm.sign, fires_at_equality=rule.fires_at_equality)
+
+        def decide(h: Tensor) -> tuple[Tensor, Tensor]:
+            norm.check(h)
+            return folded(h)
+
+        return decide
 
     def folded(self) -> FoldedMembraneNorm:
         """`MembraneBatchNorm.fold` with this neuron's threshold."""
         rule = self.firing_rule()
         if not isinstance(self.mpbn, MembraneBatchNorm):
             raise FoldError("this neuron is folded already.", do="use it as it is")
+        if self.training:
+            raise FoldError("a neuron in training mode cannot be folded.", do="call model.eval() first")
         return self.mpbn.fold(rule.threshold, fires_at_equality=rule.fires_at_equality)
 
 

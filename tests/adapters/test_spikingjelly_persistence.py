@@ -317,11 +317,11 @@ def test_a_failure_half_way_leaves_the_network_as_it_was(monkeypatch: pytest.Mon
     keys = list(net.state_dict())
     calls = []
 
-    def fail_at_the_second(module: nn.Module, mixin: type) -> None:
+    def fail_at_the_second(module: nn.Module, *mixins: type) -> None:
         calls.append(module)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        snn_ext.swap_class(module, mixin)
+        snn_ext.swap_class(module, *mixins)
 
     monkeypatch.setattr(plugin, "swap_class", fail_at_the_second)
     with pytest.raises(KeyboardInterrupt):
