@@ -26,6 +26,7 @@ from snn_ext.methods.options import BNTT, IMP, MPBN, TEBN
 from snn_ext.methods.swap import original_class, swap_class
 from snn_ext.patching.apply import Report, patch, plan, report, unpatch
 from snn_ext.patching.checkpoints import load, save
+from snn_ext.patching.distributed import convert_sync_batchnorm
 from snn_ext.patching.fold import fold
 from snn_ext.patching.hookspecs import AdapterInfo, hookimpl
 from snn_ext.patching.plan import Plan
@@ -71,6 +72,7 @@ __all__ = [
     "carried",
     "check_optimizer",
     "comes_from",
+    "convert_sync_batchnorm",
     "fold",
     "functional",
     "hookimpl",

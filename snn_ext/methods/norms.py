@@ -16,6 +16,7 @@ from snn_ext.dynamics import functional
 from snn_ext.dynamics.functional import Decide
 from snn_ext.errors import FoldError, OptionError, ShapeMismatchError
 from snn_ext.methods.options import MPBN
+from snn_ext.methods.sync import is_synchronised, normalise_synchronised
 
 __all__ = [
     "BatchNorm",
@@ -23,6 +24,7 @@ __all__ = [
     "FoldedMembraneNorm",
     "MembraneBatchNorm",
     "NormalisedMembrane",
+    "SynchronisedNorm",
     "membrane_batch_norm",
     "normalise",
 ]
@@ -38,7 +40,8 @@ def normalise(norm: _BatchNorm, x: Tensor, bias: Tensor | None) -> Tensor:
         OptionError: training on one value per channel, which has no variance.
     """
     use_batch = norm.training or norm.running_mean is None
-    if x.ndim < 2 or (use_batch and x.numel() <= x.shape[1]):
+    alone = use_batch and not is_synchronised(norm)
+    if x.ndim < 2 or (alone and x.numel() <= x.shape[1]):
         raise OptionError(
             f"batch norm cannot take statistics over one value per channel: {list(x.shape)}.",
             do="train with more than one sample, or call .eval()",
@@ -49,6 +52,8 @@ def normalise(norm: _BatchNorm, x: Tensor, bias: Tensor | None) -> Tensor:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:  # cumulative average
             factor = 1.0 / float(norm.num_batches_tracked)
+    if norm.training and is_synchronised(norm):
+        return normalise_synchronised(norm, x, bias, factor)
     keep = not norm.training or norm.track_running_stats
     mean, var = (norm.running_mean, norm.running_var) if keep else (None, None)
     if x.dtype is torch.float32 and norm.running_mean is not None and norm.running_mean.dtype != x.dtype:
@@ -82,6 +87,16 @@ class BatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         return normalise(self, input, self.bias)
+
+
+class SynchronisedNorm(nn.Module):
+    """Mixin: a batch norm that no method was put into, with statistics over all processes."""
+
+    _leading = False  # [T, B, C, *] instead of [B, C, *]
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1) if self._leading else x
+        return normalise(self, flat, self.bias).view(x.shape)  # type: ignore[arg-type]
 
 
 class MembraneBatchNorm(nn.Module):

@@ -109,7 +109,7 @@ def _fill_missing(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
     """Runs before anything is loaded. The outermost module fills in all missing new keys with the
     current values, so that the hooks below it find nothing to do and there is one warning."""
     keys = _site_keys(module)
-    new = {key: tensor for _, added in keys for key, tensor in added.items()}
+    new = {key: tensor for _, added in keys for key, (tensor, _) in added.items()}
     # A wrapper below (activation checkpointing) may already have renamed keys to the true paths.
     loaded = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
     loaded |= {_unwrapped(key) for key in loaded}
@@ -133,16 +133,22 @@ def _fill_missing(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
             " then patch the rest",
         )
     if missing:
-        state_dict.update({prefix + key: new[key] for key in missing})
+        sources = {key: source for _, added in keys for key, (_, source) in added.items()}
+        taken = {key: sources[key] for key in missing if sources[key] in loaded}
+        for key in missing:
+            own = new[key]
+            state_dict[prefix + key] = state_dict[prefix + taken[key]] if key in taken else own
+        kept = [key for key in missing if key not in taken]
         warnings.warn(
-            f"the checkpoint is from before the patch: {len(missing)} tensors keep their initial"
-            f" values ({_some(prefix + key for key in missing)})",
+            f"the checkpoint is from before the patch: {len(kept)} tensors keep their initial values"
+            f" ({_some(prefix + key for key in kept)}), {len(taken)} start as copies of the batch norm's",
             stacklevel=2,
         )
 
 
-def _site_keys(module: nn.Module) -> list[tuple[list[str], dict[str, Tensor]]]:
-    """Per patched site: its old keys, and its new keys with their tensors, as `module` names them.
+def _site_keys(module: nn.Module) -> list[tuple[list[str], dict[str, tuple[Tensor, str]]]]:
+    """Per patched site: its old keys, and its new keys with their tensors, as `module` names them, and
+    the old key that a new one may be copied from (a BNTT slot from its batch norm; "" if none).
 
     Tensors are matched by identity: wrappers change names, and shared sites have several.
     """
@@ -151,15 +157,18 @@ def _site_keys(module: nn.Module) -> list[tuple[list[str], dict[str, Tensor]]]:
         names.setdefault(id(tensor), []).append(key)
     result = []
     for site, record in patched_modules(module).values():
-        old: list[str] = []
-        new: dict[str, Tensor] = {}
+        everything: list[str] = []
+        old: dict[str, str] = {}
+        new: dict[str, tuple[Tensor, str]] = {}
         for key, tensor in site.state_dict(keep_vars=True).items():
             outer = names.get(id(tensor), [])
             if key.partition(".")[0] in record.added:
-                new.update(dict.fromkeys(outer, tensor))
+                source = old.get(key.rpartition(".")[2], "") if key.startswith("bntt.") else ""
+                new.update(dict.fromkeys(outer, (tensor, source)))
             else:
-                old.extend(outer)
-        result.append((old, new))
+                old.update(dict.fromkeys([key], outer[0]) if outer else {})
+                everything.extend(outer)
+        result.append((everything, new))
     return result
 
 
