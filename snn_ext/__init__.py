@@ -26,10 +26,10 @@ from snn_ext.methods.options import BNTT, IMP, MPBN, TEBN
 from snn_ext.methods.swap import original_class, swap_class
 from snn_ext.patching.apply import Report, patch, plan, report, unpatch
 from snn_ext.patching.checkpoints import load, save
+from snn_ext.patching.decision import Plan
 from snn_ext.patching.distributed import convert_sync_batchnorm
 from snn_ext.patching.fold import fold
 from snn_ext.patching.hookspecs import AdapterInfo, hookimpl
-from snn_ext.patching.plan import Plan
 from snn_ext.patching.plugins import adapters, comes_from, register
 from snn_ext.patching.sequence import carried, reset
 from snn_ext.patching.sites import Site

@@ -269,6 +269,10 @@ class NormalisedMembrane(nn.Module):
 
         return decide
 
+    def blank_fold(self) -> FoldedMembraneNorm:
+        """A fold without values, for checkpoints to be loaded into."""
+        return self.mpbn.blank_fold() if isinstance(self.mpbn, MembraneBatchNorm) else self.mpbn
+
     def folded(self) -> FoldedMembraneNorm:
         """`MembraneBatchNorm.fold` with this neuron's threshold."""
         rule = self.firing_rule()

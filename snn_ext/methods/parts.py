@@ -12,17 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_ext.dynamics.description import NeuronSpec, NormSpec
 from snn_ext.errors import AdapterError
+from snn_ext.methods.conversion import LaterSlots, NormalisedInput, TemporalScale, TimedNorm
 from snn_ext.methods.neurons import InitialPotential, initial_potential, potential_shape
 from snn_ext.methods.norms import NormalisedMembrane, membrane_batch_norm
 from snn_ext.methods.options import BNTT, IMP, MPBN, TEBN, Method, TimeNorm
-from snn_ext.methods.temporal import (
-    BatchNormThroughTime,
-    LaterSlots,
-    NormalisedInput,
-    TemporalEffectiveBatchNorm,
-    TemporalScale,
-    TimedNorm,
-)
+from snn_ext.methods.temporal import BatchNormThroughTime, TemporalEffectiveBatchNorm
 
 __all__ = ["Part", "Place", "attach", "detach", "new_part", "part_shapes"]
 

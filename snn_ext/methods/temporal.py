@@ -7,20 +7,20 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_ext.dynamics.description import Time
 from snn_ext.errors import OptionError, TimestepError
-from snn_ext.methods.clock import ClockedNorm
-from snn_ext.methods.norms import BatchNorm, normalise
+from snn_ext.methods.norms import BatchNorm
 
 __all__ = [
     "BatchNormThroughTime",
-    "LaterSlots",
-    "NormalisedInput",
     "TemporalEffectiveBatchNorm",
-    "TemporalScale",
-    "TimedNorm",
+    "at_step",
+    "check_exact",
+    "joint_per_call",
+    "scaled",
+    "through_time",
+    "without_bias",
 ]
 
 Norm = Callable[[Tensor], Tensor]
@@ -213,124 +213,3 @@ def without_bias(norm: BatchNorm, keep: bool) -> BatchNorm:
     if not keep:
         norm.register_parameter("bias", None)
     return norm
-
-
-# --- what a converted batch norm gets attached -------------------------------------------------------
-
-
-class _Takeover:
-    """Settings of the original norm that a conversion changes, and gives back."""
-
-    def __init__(self, norm: _BatchNorm, eps: float, momentum: float | None) -> None:
-        trained = norm.bias is not None and norm.bias.requires_grad
-        self.before = (norm.eps, norm.momentum, trained)
-        self.after = (eps, momentum)
-
-
-class LaterSlots(nn.ModuleList):
-    """BNTT on an existing batch norm, which stays slot 0: the norms of steps 2 to T, copies of it.
-
-    Without a bias that of slot 0 is frozen and left out: its key stays, and no parameter is without a
-    gradient under DDP.
-    """
-
-    def __init__(
-        self, norm: _BatchNorm, timesteps: int, *, bias: bool, eps: float, momentum: float | None
-    ) -> None:
-        super().__init__(_twin(norm, bias, eps, momentum) for _ in range(timesteps - 1))
-        self.bias, self.settings = bias, _Takeover(norm, eps, momentum)
-
-    def take_over(self, norm: _BatchNorm) -> None:
-        """Make `norm` slot 0."""
-        norm.eps, norm.momentum = self.settings.after
-        if norm.bias is not None and not self.bias:
-            norm.bias.requires_grad_(False)
-
-    def give_back(self, norm: _BatchNorm) -> None:
-        """Undo `take_over`."""
-        norm.eps, norm.momentum, trained = self.settings.before
-        if norm.bias is not None:
-            norm.bias.requires_grad_(trained)
-
-
-def _twin(norm: _BatchNorm, bias: bool, eps: float, momentum: float | None) -> BatchNorm:
-    twin = BatchNorm(norm.num_features, eps, momentum, norm.affine, norm.track_running_stats)
-    own, new = norm.state_dict(), twin.state_dict()
-    if not any(tensor.is_meta for tensor in new.values()):
-        twin.load_state_dict({k: own[k] for k in new})
-    return without_bias(twin, bias and norm.bias is not None)
-
-
-class TemporalScale(nn.Module):
-    """TEBN on an existing batch norm: the scale p [T], 1 at the start."""
-
-    def __init__(
-        self,
-        norm: _BatchNorm,
-        timesteps: int,
-        *,
-        stats: Literal["joint", "step"],
-        eps: float,
-        momentum: float | None,
-    ) -> None:
-        super().__init__()
-        self.stats, self.settings = stats, _Takeover(norm, eps, momentum)
-        self.scale = nn.Parameter(torch.ones(timesteps))
-
-    def take_over(self, norm: _BatchNorm) -> None:
-        """Give `norm` the settings asked for."""
-        norm.eps, norm.momentum = self.settings.after
-
-    def give_back(self, norm: _BatchNorm) -> None:
-        """Undo `take_over`."""
-        norm.eps, norm.momentum, _ = self.settings.before
-
-
-class TimedNorm(ClockedNorm):
-    """Mixin: an existing batch norm turned into BNTT (``self.bntt``) or TEBN (``self.tebn``).
-
-    The norm itself stays in use: slot 0 of BNTT, the joint norm of TEBN.
-    """
-
-    def sequence(self, x: Tensor) -> Tensor:
-        """A whole sequence [T, B, C, *]."""
-        where = type(self).__name__
-        later, tebn = self._attached()
-        if later is not None:
-            return through_time(x, [self._first, *later], where)
-        if tebn.stats == "step":
-            return scaled(through_time(x, [self._own] * len(tebn.scale), where), tebn.scale)
-        check_exact(len(x), len(tebn.scale), training=self.training, where=where)
-        y = self._own(x.flatten(0, 1))
-        return scaled(y.view(x.shape), tebn.scale)
-
-    def step(self, t: int, x: Tensor) -> Tensor:
-        """One step [B, C, *] by its 0-based number."""
-        where = type(self).__name__
-        later, tebn = self._attached()
-        at_step(t, len(later) + 1 if later is not None else len(tebn.scale), where)
-        if later is not None:
-            return self._first(x) if t == 0 else later[t - 1](x)
-        if self.training and tebn.stats == "joint":
-            raise joint_per_call(where)
-        return self._own(x) * tebn.scale[t].to(x.dtype)
-
-    def _attached(self) -> tuple[LaterSlots | None, TemporalScale]:
-        return self._modules.get("bntt"), self._modules.get("tebn")  # type: ignore[return-value]
-
-    def _own(self, x: Tensor) -> Tensor:
-        return normalise(self, x, self.bias)  # type: ignore[arg-type]
-
-    def _first(self, x: Tensor) -> Tensor:
-        later = self._modules["bntt"]
-        keep = isinstance(later, LaterSlots) and later.bias
-        return normalise(self, x, self.bias if keep else None)  # type: ignore[arg-type]
-
-
-class NormalisedInput(nn.Module):
-    """Mixin: a neuron whose input goes through ``self.bntt`` or ``self.tebn`` first."""
-
-    @property
-    def input_norm(self) -> BatchNormThroughTime | TemporalEffectiveBatchNorm:
-        """The norm; its `sequence` and `step` take whole sequences and single steps."""
-        return self._modules.get("bntt") or self._modules["tebn"]  # type: ignore[return-value]

@@ -17,7 +17,8 @@ from snn_ext.methods.parts import Part, attach, detach, new_part
 from snn_ext.methods.swap import Swapped, restore_class
 from snn_ext.patching import plugins
 from snn_ext.patching.arguments import refuse_wrapped
-from snn_ext.patching.plan import Decision, Plan, decide
+from snn_ext.patching.decision import Decision, Plan
+from snn_ext.patching.plan import decide
 from snn_ext.patching.record import (
     Record,
     expect_older_checkpoints,

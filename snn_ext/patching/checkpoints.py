@@ -17,8 +17,8 @@ from snn_ext.errors import AlreadyPatchedError, CheckpointError, SnnExtError
 from snn_ext.methods.options import METHODS, Method
 from snn_ext.patching.apply import execute, take_back_all
 from snn_ext.patching.arguments import refuse_wrapped
+from snn_ext.patching.decision import Decision, Plan
 from snn_ext.patching.fold import install_blanks
-from snn_ext.patching.plan import Decision, Plan
 from snn_ext.patching.record import framework_class, patched_modules
 from snn_ext.patching.sites import scan
 
@@ -86,7 +86,7 @@ def _sites_config(model: nn.Module) -> dict[str, Any]:
             "features": record.features and list(record.features),
             "origin": record.origin,
             "timesteps": record.timesteps,
-            "folded": record.folded,
+            "folded": list(record.folded),
             "methods": {name: option.to_dict() for name, option in record.methods.items()},
         }
         for path, (module, record) in patched_modules(model).items()
@@ -139,7 +139,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     if fresh:
         decisions = _decisions(model, config["sites"], Path(path))
         model = execute(Plan(model, decisions, execute))
-        install_blanks(model, {name for name, entry in config["sites"].items() if entry.get("folded")})
+        install_blanks(model, {name: entry.get("folded", ()) for name, entry in config["sites"].items()})
     elif _sites_config(model) != config["sites"]:
         raise AlreadyPatchedError(
             f"{type(model).__name__} is patched otherwise than the checkpoint.",

@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_ext.dynamics.description import Time
+from snn_ext.methods.conversion import TimedNorm
 from snn_ext.methods.norms import BatchNorm, SynchronisedNorm
 from snn_ext.methods.swap import swap_class
 from snn_ext.methods.sync import SYNC
-from snn_ext.methods.temporal import TimedNorm
 from snn_ext.patching.arguments import refuse_wrapped
 from snn_ext.patching.sites import scan
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snn_ext.dynamics.description import NeuronSpec
 from snn_ext.errors import FoldError, SnnExtError
-from snn_ext.methods.norms import FoldedMembraneNorm, MembraneBatchNorm, NormalisedMembrane
+from snn_ext.methods.folding import blank_time_fold, fold_time
+from snn_ext.methods.norms import NormalisedMembrane
+from snn_ext.methods.options import BNTT, MPBN, TEBN
 from snn_ext.patching.arguments import refuse_wrapped
 from snn_ext.patching.record import Record, patched_modules
 from snn_ext.patching.sequence import reset, tensors_in
-from snn_ext.patching.shapes import run, untouched
+from snn_ext.patching.shapes import follows_weights, run, untouched
+from snn_ext.patching.sites import scan
 
 __all__ = ["FoldResult", "fold", "install_blanks"]
 
@@ -25,7 +30,7 @@ class FoldResult:
     Attributes:
         sites: number of folded sites.
         output_difference: largest absolute difference of the model's output.
-        spike_mismatch: share of spikes of the folded sites that differ.
+        spike_mismatch: share of the neurons' outputs that differ.
     """
 
     sites: int
@@ -40,13 +45,15 @@ class FoldResult:
 
 
 def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
-    """Turn every MPBN into a threshold and a comparison sign, per channel or per element, in place.
+    """Fold norms away for inference, in place. There is no way back: train and save first.
 
-    Exact up to rounding of the threshold: for gamma of either sign, gamma = 0, both resets (a soft
-    reset goes on subtracting the neuron's own threshold). There is no way back: train and save first.
+    MPBN becomes a threshold and a comparison sign per channel or element: exact up to rounding of the
+    threshold, for gamma of either sign, gamma = 0 and every reset (a soft reset goes on subtracting the
+    neuron's own threshold). BNTT and TEBN become an affine per step of the layer before, where that is a
+    convolution or a linear layer; elsewhere they stay.
 
     Args:
-        model: patched with ``mpbn``, in eval mode.
+        model: patched with ``mpbn``, ``bntt`` or ``tebn``, in eval mode.
         example_input: what you would pass to ``model(...)``; if given, the model runs before and
             after from fresh states, and the largest differences are printed.
 
@@ -54,65 +61,74 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
         The model.
 
     Raises:
-        FoldError: no MPBN; training mode; ``carry="normalised"``; no running statistics. The model is
-            unchanged then.
+        FoldError: nothing to fold; training mode; ``carry="normalised"``; no running statistics. The
+            model is unchanged then.
         UnsupportedSiteError: the model is compiled or wrapped.
     """
     refuse_wrapped(model)
-    sites = _foldable(model)
-    if not sites:
-        raise FoldError("nothing to fold.", do="patch the model with mpbn=True and train it first")
     if model.training:
         raise FoldError(f"{type(model).__name__} is in training mode.", do="call model.eval() first")
-    folded = {path: _folded(path, module) for path, (module, _) in sites.items()}
-    modules = [module for module, _ in sites.values()]
-    before = _observe(model, modules, example_input) if example_input is not None else None
-    for path, (module, record) in sites.items():
-        _install(module, record, folded[path])
+    folded = {
+        path: parts for path, module in _open_sites(model).items() if (parts := _folded(model, path, module))
+    }
+    if not folded:
+        raise FoldError("nothing to fold.", do="patch the model with mpbn=True and train it first")
+    found = patched_modules(model)
+    before = _observe(model, example_input) if example_input is not None else None
+    for path, parts in folded.items():
+        _install(*found[path], parts)
     if before is not None:
-        print(_compare(len(sites), before, _observe(model, modules, example_input)))
+        print(_compare(len(folded), before, _observe(model, example_input)))
     return model
 
 
-def install_blanks(model: nn.Module, paths: set[str]) -> None:
-    """Fold these sites without values, for `load` to fill in."""
-    for path, (module, record) in _foldable(model).items():
-        if path in paths and isinstance(module.mpbn, MembraneBatchNorm):
-            _install(module, record, module.mpbn.blank_fold())
+def install_blanks(model: nn.Module, paths: Mapping[str, Iterable[str]]) -> None:
+    """Fold these methods (per site) without values, for `load` to fill in."""
+    for path, (module, record) in patched_modules(model).items():
+        parts: dict[str, nn.Module] = {}
+        for name in paths.get(path, ()):
+            if name == MPBN.name and isinstance(module, NormalisedMembrane):
+                parts[name] = module.blank_fold()
+            else:
+                parts[name] = blank_time_fold(module, record.timesteps or 1)
+        if parts:
+            _install(module, record, parts)
 
 
-_Sites = dict[str, tuple[NormalisedMembrane, Record]]
+def _open_sites(model: nn.Module) -> dict[str, nn.Module]:
+    return {path: module for path, (module, record) in patched_modules(model).items() if not record.folded}
 
 
-def _foldable(model: nn.Module) -> _Sites:
-    return {
-        path: (module, record)
-        for path, (module, record) in patched_modules(model).items()
-        if isinstance(module, NormalisedMembrane) and isinstance(module.mpbn, MembraneBatchNorm)
-    }
-
-
-def _folded(path: str, module: NormalisedMembrane) -> FoldedMembraneNorm:
+def _folded(model: nn.Module, path: str, module: nn.Module) -> dict[str, nn.Module]:
+    """What takes the place of the norms of one site; empty where nothing can."""
+    parts: dict[str, nn.Module] = {}
     try:
-        return module.folded()
+        if isinstance(module, NormalisedMembrane):
+            parts[MPBN.name] = module.folded()
+        over_time = [name for name in (BNTT.name, TEBN.name) if name in module._modules]
+        if over_time and follows_weights(model, path):
+            parts[over_time[0]] = fold_time(module)
     except SnnExtError as error:
         raise FoldError(error.what, where=path or "(root)", why=error.why, do=error.do) from None
+    return parts
 
 
-def _install(module: NormalisedMembrane, record: Record, norm: FoldedMembraneNorm) -> None:
-    module.mpbn = norm.train(module.training)
-    replace(record, folded=True).attach(module)
+def _install(module: nn.Module, record: Record, parts: Mapping[str, nn.Module]) -> None:
+    for name, part in parts.items():
+        module._modules[name] = part.train(module.training)
+    replace(record, folded=tuple(parts)).attach(module)
 
 
 _Observed = tuple[list[Tensor], list[Tensor]]
 
 
-def _observe(model: nn.Module, sites: list[NormalisedMembrane], example_input: Any) -> _Observed:
-    """Outputs of the model and of the sites on the example, from fresh states, leaving no trace."""
+def _observe(model: nn.Module, example_input: Any) -> _Observed:
+    """Outputs of the model and of its neurons on the example, from fresh states, leaving no trace."""
     spikes: list[Tensor] = []
+    neurons = [site.module for site in scan(model) if isinstance(site.spec, NeuronSpec)]
     with untouched(model), torch.no_grad():
         reset(model)
-        for module in sites:
+        for module in neurons:
             module.register_forward_hook(lambda m, i, o: spikes.extend(list(tensors_in(o))[:1]))
         output = list(tensors_in(run(model, example_input)))
     return output, spikes

@@ -30,7 +30,7 @@ class Record:
         added: names of the new parameters and submodules, relative to the module.
         original: the object that stood there before, if it was not patched in place.
         timesteps: T, None where it was not needed.
-        folded: its norm is folded for inference; there is no way back.
+        folded: names of the methods folded for inference; there is no way back.
     """
 
     adapter: str
@@ -40,7 +40,7 @@ class Record:
     added: tuple[str, ...]
     original: tuple[nn.Module, ...] = ()
     timesteps: int | None = None
-    folded: bool = False
+    folded: tuple[str, ...] = ()
 
     def attach(self, module: nn.Module) -> None:
         # Through __dict__, so that a framework's own __setattr__ is not involved; `original` sits in

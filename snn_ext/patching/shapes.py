@@ -19,7 +19,7 @@ from snn_ext.patching import plugins
 from snn_ext.patching.record import walk
 from snn_ext.patching.sites import Site
 
-__all__ = ["infer", "run", "timesteps", "trace", "untouched"]
+__all__ = ["follows_weights", "infer", "run", "timesteps", "trace", "untouched"]
 
 
 def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, list[Tensor]]:
@@ -159,6 +159,12 @@ def infer(root: nn.Module, site: Site) -> tuple[int | None, ...] | None:
             if not _keeps_channels(layer):
                 break
     return None
+
+
+def follows_weights(root: nn.Module, path: str) -> bool:
+    """Whether the layer registered directly before `path` is a convolution or a linear layer."""
+    layer = next(_before(root, path), None)
+    return isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)
 
 
 def _before(root: nn.Module, path: str) -> Iterator[nn.Module]:
