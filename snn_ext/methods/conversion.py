@@ -1,4 +1,4 @@
-"""Existing batch norms and neurons that get a norm over time: what is attached, and the mixins that use it."""
+"""Norms over time for existing batch norms and neurons: what is attached, and the mixins that use it."""
 
 from __future__ import annotations
 
