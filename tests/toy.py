@@ -78,10 +78,11 @@ class ToyAdapter:
 
     @hookimpl
     def snn_ext_describe(self, module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | None:
+        no_norms = dict.fromkeys(("mpbn", "bntt", "tebn", "clock"), "the toy framework takes no norms")
         if isinstance(module, LeadingNeuron):
-            return NeuronSpec(Time.LEADING, dynamics=DYNAMICS)
+            return NeuronSpec(Time.LEADING, dynamics=DYNAMICS, unsupported=no_norms)
         if isinstance(module, StepNeuron):
-            return NeuronSpec(Time.PER_CALL, dynamics=DYNAMICS)
+            return NeuronSpec(Time.PER_CALL, dynamics=DYNAMICS, unsupported=no_norms)
         if isinstance(module, Odd):
             return NeuronSpec(Time.LEADING, unsupported={"*": "it has no membrane"})
         return None

@@ -141,7 +141,6 @@ class MPBN(NormalisedMembrane, _Marked):
     spike_grad: Callable[[Tensor], Tensor]
     graded_spikes_factor: Tensor
     threshold: Tensor
-    reset_delay: bool = True
     _fired: Tensor | None = None
 
     def firing_rule(self) -> FiringRule:
@@ -149,6 +148,7 @@ class MPBN(NormalisedMembrane, _Marked):
 
     def fire(self, mem: Tensor) -> Tensor:
         spikes, self.mem = self.membrane_decision()(mem)
+        spikes = spikes.to(self.spike_grad(mem.new_empty(0)).dtype)  # a folded decision has that of mem
         self._fired = spikes.detach()
         return spikes * self.graded_spikes_factor
 
@@ -158,8 +158,12 @@ class MPBN(NormalisedMembrane, _Marked):
 
     def mem_reset(self, mem: Tensor) -> Tensor:
         super().mem_reset(mem)
-        if not is_carried(mem) or not self.reset_delay:  # a start, or reset in the step it fired in
-            return torch.zeros_like(mem)
+        dtype = torch.promote_types(mem.dtype, torch.float32)
+        if mem.dtype is not dtype:  # at a start: the framework's zeros have the dtype of the input
+            self.mem = mem.to(dtype)
+        # a start, or reset in the step it fired in
+        if not is_carried(mem) or not getattr(self, "reset_delay", True):
+            return torch.zeros_like(mem, dtype=dtype)
         fired = fired_by(mem)
         if fired is None:
             raise OptionError(
@@ -211,4 +215,5 @@ def adopt_state(module: nn.Module) -> None:
             module.__dict__[name] = getattr(module, name)
     mem = module._buffers.get("mem")
     if isinstance(mem, Tensor) and mem.numel() and bool((mem != 0).any()):
-        carried(mem)
+        # what the stock neuron would reset by; MPBN cannot see it from the membrane
+        mark_output(mem, fired=(mem > module.threshold).to(mem).detach())

@@ -168,7 +168,7 @@ class MembraneBatchNorm(nn.Module):
         if bn.running_mean is None or bn.running_var is None:
             raise FoldError(
                 "a norm without running statistics cannot be folded.",
-                do="train with track_running_stats=True",
+                do="keep it as it is, or train a norm that tracks its statistics",
             )
         folded, sign = functional.fold_threshold(
             self._flat(threshold),

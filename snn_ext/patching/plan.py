@@ -64,7 +64,8 @@ def decide(
     if example_input is not None and open_sites:
         traced = shapes.trace(model, example_input, sites)
     context = _Context(model, traced, given_steps or shapes.timesteps(sites, traced))
-    decisions = _with_clocks(context, [_decide_site(context, s, wishes[id(s)]) for s in sites])
+    named = {key for key, wanted in wishes.items() if any(wish.named for wish in wanted.values())}
+    decisions = _with_clocks(context, [_decide_site(context, s, wishes[id(s)]) for s in sites], named)
     if not any(d.methods for d in decisions):
         raise _nothing(model, rules, decisions)
     return decisions
@@ -98,24 +99,24 @@ def _decide_site(context: _Context, site: Site, wishes: Mapping[str, Wish]) -> D
             where=str(site),
             do="ask for one of them, or give each its own sites with globs",
         )
+    refused = _refused(site, wishes)
+    possible = {name: option for name, option in options.items() if name not in refused}
+    reason = "; ".join(dict.fromkeys(refused.values()))
     record = record_of(site.module)
-    if record is not None:
-        if dict(record.methods) != options:
+    if record is not None and (record.methods or possible):
+        if dict(record.methods) != possible:
             raise AlreadyPatchedError(
                 f"{site} is already patched, with other options.",
                 where=site.path,
-                why=f"it has {list(record.methods.values())}, asked for {list(options.values())}",
+                why=f"it has {list(record.methods.values())}, asked for {list(possible.values())}",
                 do="snn_ext.unpatch(model) first, or leave this site out with exclude=...",
             )
         return Decision(
-            site, options, record.features, record.origin, record.timesteps, reason="already patched"
+            site, possible, record.features, record.origin, record.timesteps, reason="already patched"
         )
     named = any(wish.named for wish in wishes.values())
     if context.traced is not None and not context.inputs(site) and not named:
         return Decision(site, reason="never called with example_input")
-    refused = _refused(site, wishes)
-    possible = {name: option for name, option in options.items() if name not in refused}
-    reason = "; ".join(dict.fromkeys(refused.values()))
     if not possible:
         return Decision(site, reason=reason)
     steps = _steps(context, site) if any(isinstance(o, TimeNorm) for o in possible.values()) else None
@@ -123,7 +124,7 @@ def _decide_site(context: _Context, site: Site, wishes: Mapping[str, Wish]) -> D
     return Decision(site, possible, features, origin, steps, omitted=reason)
 
 
-def _with_clocks(context: _Context, decisions: list[Decision]) -> tuple[Decision, ...]:
+def _with_clocks(context: _Context, decisions: list[Decision], named: set[int]) -> tuple[Decision, ...]:
     """Give every norm that is called step by step the next neuron as its clock.
 
     "Next" is in the order of the first calls in the trace, else in the order of registration.
@@ -139,10 +140,18 @@ def _with_clocks(context: _Context, decisions: list[Decision]) -> tuple[Decision
     for decision in reversed(ordered):
         if isinstance(decision.site.spec, NeuronSpec):
             following = None if decision.site.spec.refusal("clock") else decision.site
-        elif _needs_clock(decision):
-            clocks[id(decision.site)] = _checked_clock(decision, following)
+        elif _needs_clock(decision) and following is not None:
+            _check_clock(decision, following)
+            clocks[id(decision.site)] = following
     keep = {id(site) for site in clocks.values()}
-    return tuple(replace(d, clock=clocks.get(id(d.site)), keeps_time=id(d.site) in keep) for d in decisions)
+    return tuple(
+        replace(d, clock=clocks[id(d.site)])
+        if id(d.site) in clocks
+        else _without_clock(d, id(d.site) in named)
+        if _needs_clock(d)
+        else replace(d, keeps_time=id(d.site) in keep)
+        for d in decisions
+    )
 
 
 def _needs_clock(decision: Decision) -> bool:
@@ -150,21 +159,25 @@ def _needs_clock(decision: Decision) -> bool:
     return per_call and bool(decision.methods) and not decision.reason
 
 
-def _checked_clock(decision: Decision, clock: Site | None) -> Site:
-    if clock is None:
+def _without_clock(decision: Decision, named: bool) -> Decision:
+    reason = "no neuron follows it that could tell it which time step it is"
+    if named:
         raise UnsupportedSiteError(
-            f"no neuron follows {decision.site}, so nothing tells it which time step it is.",
+            f"{', '.join(decision.methods)} cannot be put into {decision.site.kind}.",
             where=str(decision.site),
-            why="it is called step by step, and only a neuron's state shows where a sequence begins",
+            why=f"it is called step by step, and {reason}",
             do="leave this norm out with exclude=, or normalise the neurons' input: at='neuron'",
         )
+    return Decision(decision.site, reason=reason)
+
+
+def _check_clock(decision: Decision, clock: Site) -> None:
     if record_of(clock.module) is not None:
         raise AlreadyPatchedError(
             f"{clock}, which has to keep time for {decision.site}, is already patched.",
             where=clock.path,
             do="snn_ext.unpatch(model), then ask for all methods in one call",
         )
-    return clock
 
 
 def _refused(site: Site, wishes: Mapping[str, Wish]) -> dict[str, str]:
@@ -192,7 +205,8 @@ def _refusal(site: Site, option: Method) -> str | None:
         return "it sees [T*B, ...]: every step is a sequence of its own, V0 would act in all of them"
     if isinstance(option, TEBN) and option.stats == "joint" and site.spec.time is Time.PER_CALL:
         return "joint statistics need whole sequences, and it is called step by step: TEBN(stats='step')"
-    return f"it has an attribute {option.name!r} of its own" if hasattr(site.module, option.name) else None
+    taken = record_of(site.module) is None and hasattr(site.module, option.name)
+    return f"it has an attribute {option.name!r} of its own" if taken else None
 
 
 def _steps(context: _Context, site: Site) -> int:

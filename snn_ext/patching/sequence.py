@@ -38,6 +38,8 @@ def carried(state: Tensor, of: Tensor | None = None) -> Tensor:
         `state` itself.
     """
     steps, fired = (None, None) if of is None else (_marked(of, _STEPS), fired_by(of))
+    if fired is not None and of is not None and state.shape == of.shape:
+        fired = torch.where((state == 0) & (of != 0), torch.zeros_like(fired), fired)
     mark_output(state, _UNCOUNTED if steps is None else steps, fired)
     return state
 
@@ -52,7 +54,7 @@ def mark_output(state: Tensor, steps: int = _UNCOUNTED, fired: Tensor | None = N
     """
     _mark(state, _STEPS, steps)
     if fired is not None:
-        _mark(state, _FIRED, fired)
+        _mark(state, _FIRED, (fired, _version(state)))
 
 
 def is_carried(state: Tensor) -> bool:
@@ -68,8 +70,12 @@ def steps_behind(state: Tensor) -> int | None:
 
 def fired_by(state: Tensor) -> Tensor | None:
     """For adapters: the spikes given to `mark_output`."""
-    fired: Tensor | None = _marked(state, _FIRED)
-    return fired
+    marked = _marked(state, _FIRED)
+    if marked is None:
+        return None
+    fired, version = marked
+    # Written into since: what was set to zero is a membrane that ended, and owes no reset.
+    return fired if version == _version(state) else fired * (state != 0)
 
 
 # The mark sits on the tensor and on its memory: ``mem.detach()`` is another tensor on the same memory,
@@ -97,6 +103,11 @@ def _memory(state: Tensor) -> torch.UntypedStorage | None:
     except (NotImplementedError, RuntimeError):
         return None
     return storage if storage.nbytes() == state.numel() * state.element_size() else None
+
+
+def _version(state: Tensor) -> int:
+    """How often the memory of `state` was written to; 0 where that is not counted."""
+    return 0 if torch.compiler.is_compiling() or state.is_inference() else state._version
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -91,6 +91,15 @@ def test_patching_twice_is_a_no_op() -> None:
         assert same(before, fingerprint(net))
 
 
+def test_patching_twice_is_a_no_op_where_a_method_was_left_out() -> None:
+    """Steps of the toy framework take no norms: caught by "*", they get IMP alone, every time."""
+    net = snn_ext.patch(nn.Sequential(nn.Linear(4, 4), StepNeuron()), imp=True, mpbn=True)
+    assert snn_ext.report(net).rows[0].methods == ("imp",)
+    before = fingerprint(net)
+    snn_ext.patch(net, imp=True, mpbn=True)
+    assert same(before, fingerprint(net))
+
+
 def test_the_rest_can_be_patched_later() -> None:
     net = snn_ext.patch(leading_net(), imp=True, include="1")
     first = net[1].imp
