@@ -33,20 +33,20 @@ class _Marked(snn.SpikingNeuron):  # type: ignore[misc]
     """
 
     mem: Tensor
-    _counts = False  # steps are counted only where somebody asks: torch.compile would guard on the number
-    _inside = False
-    _t: int = 0
+    _ext_counts = False  # steps are counted only where somebody asks: torch.compile would guard on the number
+    _ext_inside = False
+    _ext_t: int = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         before = self.mem
-        self._inside = True
+        self._ext_inside = True
         try:
             output = super().forward(*args, **kwargs)
         except BaseException:
             self.mem = before  # an interrupted first step must not leave V0 behind
             raise
         finally:
-            self._inside = False
+            self._ext_inside = False
         self._mark(self.mem)
         # A subclass may return another membrane than the one it keeps.
         for tensor in tensors_in(output):
@@ -55,15 +55,15 @@ class _Marked(snn.SpikingNeuron):  # type: ignore[misc]
         return output
 
     def _mark(self, mem: Tensor, fired: Tensor | None = None) -> None:
-        if self._counts:
-            mark_output(mem, self._t + 1, fired=fired)
+        if self._ext_counts:
+            mark_output(mem, self._ext_t + 1, fired=fired)
         else:
             mark_output(mem, fired=fired)
 
     def mem_reset(self, mem: Tensor) -> Tensor:
         """Every step calls this once, after the states got their shape and before the charge."""
-        if self._counts and self._inside:
-            self._t = _known(steps_behind(mem), type(self).__name__)
+        if self._ext_counts and self._ext_inside:
+            self._ext_t = _known(steps_behind(mem), type(self).__name__)
         return super().mem_reset(mem)  # type: ignore[no-any-return]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -88,11 +88,11 @@ def _known(steps: int | None, where: str) -> int:
 class Timed(Clock, _Marked):
     """Counts the steps of its sequence, and tells a norm before it."""
 
-    _counts = True
-    _begins = False
+    _ext_counts = True
+    _ext_begins = False
 
     def steps_done(self, batch: int) -> int:
-        if self._begins or not self.mem.numel() or len(self.mem) != batch:
+        if self._ext_begins or not self.mem.numel() or len(self.mem) != batch:
             return 0
         return _known(steps_behind(self.mem), type(self).__name__)
 
@@ -102,35 +102,35 @@ class Timed(Clock, _Marked):
 
     def begin(self) -> None:
         """The root was called from outside: explicit states start anew (checked by `tick`)."""
-        self._begins = not self.init_hidden
+        self._ext_begins = not self.init_hidden
 
     def mem_reset(self, mem: Tensor) -> Tensor:
         reset: Tensor = super().mem_reset(mem)
-        if self._inside:
-            self._begins = False
-            self.tick(self._t)
+        if self._ext_inside:
+            self._ext_begins = False
+            self.tick(self._ext_t)
         return reset
 
 
 class Normalised(NormalisedInput, _Marked):
     """BNTT or TEBN on the input."""
 
-    _counts = True
-    _normalised: Tensor | None = None
+    _ext_counts = True
+    _ext_normalised: Tensor | None = None
 
     def mem_reset(self, mem: Tensor) -> Tensor:
-        self._normalised = None
+        self._ext_normalised = None
         return super().mem_reset(mem)
 
     def _base_state_function(self, input_: Tensor) -> Any:
         # Some resets to zero charge twice per step; the statistics must see the input once.
-        if self._normalised is None:
-            self._normalised = self.input_norm.step(self._t, input_)
-        return super()._base_state_function(self._normalised)
+        if self._ext_normalised is None:
+            self._ext_normalised = self.input_norm.step(self._ext_t, input_)
+        return super()._base_state_function(self._ext_normalised)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)
-        self._normalised = None
+        self._ext_normalised = None
         return output
 
 
@@ -141,7 +141,7 @@ class MPBN(NormalisedMembrane, _Marked):
     spike_grad: Callable[[Tensor], Tensor]
     graded_spikes_factor: Tensor
     threshold: Tensor
-    _fired: Tensor | None = None
+    _ext_fired: Tensor | None = None
 
     def firing_rule(self) -> FiringRule:
         return FiringRule(self.threshold, self.spike_grad, fires_at_equality=False)
@@ -149,12 +149,12 @@ class MPBN(NormalisedMembrane, _Marked):
     def fire(self, mem: Tensor) -> Tensor:
         spikes, self.mem = self.membrane_decision()(mem)
         spikes = spikes.to(self.spike_grad(mem.new_empty(0)).dtype)  # a folded decision has that of mem
-        self._fired = spikes.detach()
+        self._ext_fired = spikes.detach()
         return spikes * self.graded_spikes_factor
 
     def _mark(self, mem: Tensor, fired: Tensor | None = None) -> None:
-        super()._mark(mem, self._fired)
-        self._fired = None
+        super()._mark(mem, self._ext_fired)
+        self._ext_fired = None
 
     def mem_reset(self, mem: Tensor) -> Tensor:
         super().mem_reset(mem)
@@ -182,7 +182,7 @@ class IMP(InitialPotential, _Marked):
         """At a start the pending reset is that of the membrane *without* V0: a V0 above the threshold
         must not act like a spike that never was."""
         reset: Tensor = super().mem_reset(mem)
-        if self._inside and not is_carried(self.mem):
+        if self._ext_inside and not is_carried(self.mem):
             v0 = self._first_membrane(self.mem)
             self.mem = self.mem.to(v0.dtype) + v0
         return reset
@@ -208,9 +208,9 @@ def mixins(methods: tuple[str, ...]) -> tuple[type, ...]:
     return tuple(cls for name, cls in _MIXINS.items() if name in methods)
 
 
-def adopt_state(module: nn.Module) -> None:
+def adopt_state(module: Any) -> None:
     """Patched in the middle of a sequence: a membrane that is not all zero is carried on."""
-    for name in ("_inside", "_t", "_begins", "_normalised", "_fired"):
+    for name in ("_ext_inside", "_ext_t", "_ext_begins", "_ext_normalised", "_ext_fired"):
         if hasattr(module, name):  # from the start: running must not make new attributes
             module.__dict__[name] = getattr(module, name)
     mem = module._buffers.get("mem")

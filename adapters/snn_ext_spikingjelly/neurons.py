@@ -28,14 +28,14 @@ class _Float32State(base.MemoryModule):  # type: ignore[misc]
     get_reset_value: Callable[[str], Any]
     _memories: dict[str, Any]
     step_mode: str
-    _counts = False  # steps are counted only where somebody asks
-    _t = -1
+    _ext_counts = False  # steps are counted only where somebody asks
+    _ext_t = -1
 
     def materialize_states(
         self, inputs: tuple[Any, ...], states: tuple[Any, ...], step_mode: str
     ) -> tuple[Any, ...]:
         x = inputs[0][0] if step_mode == "m" else inputs[0]
-        if self._counts:
+        if self._ext_counts:
             self._count(_goes_on(states[0], x), step_mode)
         v, *others = self._framework_states(inputs, states, step_mode, x)
         if _goes_on(states[0], x):
@@ -49,7 +49,7 @@ class _Float32State(base.MemoryModule):  # type: ignore[misc]
 
     def _count(self, goes_on: bool, step_mode: str) -> None:
         """In step mode 's' every call is one step; in 'm' every call is counted from its first step."""
-        self._t = self._t + 1 if goes_on and step_mode == "s" else 0
+        self._ext_t = self._ext_t + 1 if goes_on and step_mode == "s" else 0
 
     def _state_dtype(self, v: Tensor, x: Tensor) -> torch.dtype:
         """float32 for half inputs, unless the user chose a precision with `PrecisionConfig`."""
@@ -143,8 +143,8 @@ class MPBN(NormalisedMembrane, _Float32State):
 class Normalised(NormalisedInput, _Float32State):
     """BNTT or TEBN on the input. Whole sequences are normalised at once, steps one by one."""
 
-    _counts = True
-    _done = False
+    _ext_counts = True
+    _ext_done = False
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
         # store_v_seq runs single steps from here
@@ -154,33 +154,33 @@ class Normalised(NormalisedInput, _Float32State):
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> Any:
-        if not self._done:
+        if not self._ext_done:
             inputs = (self.input_norm.sequence(inputs[0]), *inputs[1:])
         return self._without_norm(super().multi_step_functional_forward, inputs, states, **kwargs)
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> Any:
-        if not self._done:
-            inputs = (self.input_norm.step(self._t, inputs[0]), *inputs[1:])
+        if not self._ext_done:
+            inputs = (self.input_norm.step(self._ext_t, inputs[0]), *inputs[1:])
         return super().single_step_functional_forward(inputs, states, **kwargs)
 
     def _without_norm(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        before, self._done = self._done, True
+        before, self._ext_done = self._ext_done, True
         try:
             return run(*args, **kwargs)
         finally:
-            self._done = before
+            self._ext_done = before
 
 
 class Timed(Clock, _Float32State):
     """Counts the steps of its sequence in step mode 's', and tells a norm before it."""
 
-    _counts = True
+    _ext_counts = True
 
     def steps_done(self, batch: int) -> int:
         v = self._memories["v"]
-        return self._t + 1 if isinstance(v, Tensor) and len(v) == batch else 0
+        return self._ext_t + 1 if isinstance(v, Tensor) and len(v) == batch else 0
 
     def reset(self) -> None:
         super().reset()
@@ -189,7 +189,7 @@ class Timed(Clock, _Float32State):
     def _count(self, goes_on: bool, step_mode: str) -> None:
         super()._count(goes_on, step_mode)
         if step_mode == "s":
-            self.tick(self._t)
+            self.tick(self._ext_t)
 
 
 _MIXINS: dict[str, type] = {

@@ -26,17 +26,17 @@ class Norm(TimedNorm):
 class MergedNorm(TimedNorm):
     """A norm inside `SeqToANNContainer`, which folds time into the batch: the container says what T is."""
 
-    _length: int | None = None
+    _ext_length: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._length is None:
+        if self._ext_length is None:
             raise TimestepError(
                 "the number of time steps in [T*B, ...] cannot be told.",
                 where=type(self).__name__,
                 why="the container around it was not called as a module",
                 do="call the network itself, not a functional form of it",
             )
-        return self.sequence(x.unflatten(0, (self._length, -1))).flatten(0, 1)  # type: ignore[no-untyped-call]
+        return self.sequence(x.unflatten(0, (self._ext_length, -1))).flatten(0, 1)  # type: ignore[no-untyped-call]
 
 
 def watch_containers(root: nn.Module) -> None:
@@ -67,4 +67,4 @@ def _leave(container: nn.Module, inputs: Any, output: Any) -> None:
 def _tell(container: nn.Module, steps: int | None) -> None:
     for module in container.modules():
         if isinstance(module, MergedNorm):
-            module._length = steps
+            module._ext_length = steps

@@ -17,7 +17,7 @@ __all__ = ["Clock", "ClockedNorm"]
 class Clock(nn.Module):
     """Mixin for neurons that keep time; adapters implement `steps_done` and call `tick`."""
 
-    _asked: tuple[tuple[int, int], ...] = ()  # (id of a norm, the step it was told)
+    _ext_asked: tuple[tuple[int, int], ...] = ()  # (id of a norm, the step it was told)
 
     def steps_done(self, batch: int) -> int:
         """Steps of the current sequence that lie behind, for a batch of this size; 0 at a start."""
@@ -31,7 +31,7 @@ class Clock(nn.Module):
                 the one that the norm feeds, or the model skipped it.
         """
         t = self.steps_done(batch)
-        asked = dict(self._asked)
+        asked = dict(self._ext_asked)
         if t == 0 and any(asked.values()):  # the last sequence ended between a norm and its neuron
             asked = {}
         if id(norm) in asked:
@@ -42,7 +42,7 @@ class Clock(nn.Module):
                 do="call snn_ext.reset(model) if a step was interrupted; else pass example_input to patch, so"
                 " that the neuron it feeds is seen, or exclude the norm",
             )
-        self._asked = (*asked.items(), (id(norm), t))
+        self._ext_asked = (*asked.items(), (id(norm), t))
         return t
 
     def tick(self, t: int) -> None:
@@ -51,7 +51,7 @@ class Clock(nn.Module):
         Raises:
             TimestepError: the two differ.
         """
-        asked, self._asked = self._asked, ()
+        asked, self._ext_asked = self._ext_asked, ()
         wrong = [told for _, told in asked if told != t]
         if wrong:
             raise TimestepError(
@@ -63,24 +63,24 @@ class Clock(nn.Module):
 
     def forget(self) -> None:
         """Called at a reset: nobody waits for a step any more."""
-        self._asked = ()
+        self._ext_asked = ()
 
 
 class ClockedNorm(nn.Module):
     """Mixin for norms that ask a neuron for their time step."""
 
-    _clock: tuple[Clock, ...] = ()
+    _ext_clock: tuple[Clock, ...] = ()
 
     def set_clock(self, clock: Clock) -> None:
         """The neuron to ask; in a tuple, so that it does not become a child."""
-        self._clock = (clock,)
+        self._ext_clock = (clock,)
 
     def now(self, x: Tensor) -> int:
         """The 0-based step of this call."""
-        if not self._clock:
+        if not self._ext_clock:
             raise TimestepError(
                 "this norm was patched for whole sequences, and is called step by step.",
                 where=type(self).__name__,
                 do="unpatch, then patch the model in the mode it runs in",
             )
-        return self._clock[0].ask(self, len(x))
+        return self._ext_clock[0].ask(self, len(x))

@@ -92,10 +92,10 @@ class BatchNorm(_BatchNorm):
 class SynchronisedNorm(nn.Module):
     """Mixin: a batch norm that no method was put into, with statistics over all processes."""
 
-    _leading = False  # [T, B, C, *] instead of [B, C, *]
+    _ext_leading = False  # [T, B, C, *] instead of [B, C, *]
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1) if self._leading else x
+        flat = x.flatten(0, 1) if self._ext_leading else x
         return normalise(self, flat, self.bias).view(x.shape)  # type: ignore[arg-type]
 
 

@@ -35,6 +35,6 @@ def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
         if isinstance(module, _BatchNorm):
             if not isinstance(module, BatchNorm | TimedNorm | SynchronisedNorm):
                 swap_class(module, SynchronisedNorm)
-                module.__dict__["_leading"] = times.get(id(module)) is Time.LEADING
+                module.__dict__["_ext_leading"] = times.get(id(module)) is Time.LEADING
             module.__dict__[SYNC] = True
     return model
