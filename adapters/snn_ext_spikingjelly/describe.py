@@ -7,14 +7,14 @@ import types
 from dataclasses import replace
 from typing import Any
 
-from spikingjelly.activation_based import base, layer, neuron, surrogate
-from torch import nn
+from spikingjelly.activation_based import base, functional, layer, neuron, surrogate
+from torch import Tensor, nn
 
 from snn_ext import Dynamics, NeuronSpec, NormSpec, Time, original_class
 from snn_ext.surrogates import ATan, PiecewiseQuadratic, Rectangle, Sigmoid, Surrogate
 from snn_ext_spikingjelly.compat import missing_feature
 
-__all__ = ["describe", "describe_norm", "dynamics"]
+__all__ = ["charge", "describe", "describe_norm", "dynamics"]
 
 _PACKAGE = "spikingjelly.activation_based.neuron"
 _STEPS = ("single_step_forward", "multi_step_forward")
@@ -191,6 +191,19 @@ def _decay_and_gain(module: Any) -> tuple[Any, Any] | None:
     else:
         return None
     return 1.0 - leak, leak if module.decay_input else 1.0
+
+
+def charge(module: Any, x: Tensor, v: Tensor) -> Tensor:
+    """H of an IF, LIF or PLIF node, in the framework's own order of operations (equal to the last bit)."""
+    rest = 0.0 if module.v_reset is None else module.v_reset
+    if isinstance(module, neuron.LIFNode):
+        h: Tensor = functional.lif_charge(x, v, module.tau, module.decay_input, module.v_reset)
+        return h
+    if isinstance(module, neuron.ParametricLIFNode):
+        leak = module.w.sigmoid()
+        h = v + (x - (v - rest)) * leak if module.decay_input else v - (v - rest) * leak + x
+        return h
+    return v + x
 
 
 def _surrogate(function: Any) -> Surrogate | None:

@@ -13,7 +13,7 @@ from snn_ext import UnsupportedSiteError, functional
 from snn_ext.methods.clock import Clock
 from snn_ext.neurons import InitialPotential
 from snn_ext.norms import FiringRule, NormalisedInput, NormalisedMembrane
-from snn_ext_spikingjelly.describe import dynamics
+from snn_ext_spikingjelly.describe import charge, dynamics
 
 __all__ = ["mixins"]
 
@@ -127,8 +127,8 @@ class MPBN(NormalisedMembrane, _Float32State):
                 why="its threshold is not a float any more, so its step cannot be described",
                 do="set v_threshold to a float; a learnable one is not supported",
             )
-        spikes, v = functional.step(inputs[0], states[0], equations, decide=self.membrane_decision())
-        return (spikes,), (v, *states[1:])
+        spikes, carried = self.membrane_decision()(charge(self, inputs[0], states[0]))
+        return (spikes,), (functional.reset(carried, spikes, equations), *states[1:])
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
