@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 import snn_ext
 from tests.adapters.ddp_worker import NETS, train
@@ -42,3 +44,20 @@ def test_the_workers_do_train_v0(framework: str) -> None:
     net = NETS[framework]()
     untrained = dict(snn_ext.patch(net, imp=True).named_parameters())
     assert all(not torch.equal(value, untrained[name]) for name, value in trained.items())
+
+
+def test_a_wrapped_model_is_refused_and_left_alone(tmp_path: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/alone", rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(NETS["snntorch"]())
+        before = list(model.state_dict())
+        for call in (snn_ext.patch, snn_ext.plan):
+            with pytest.raises(
+                snn_ext.UnsupportedSiteError, match=r"(?s)DistributedDataParallel.*do: use the original"
+            ):
+                call(model, imp=True)
+        assert list(model.state_dict()) == before
+        snn_ext.patch(model.module, imp=True)
+        assert "lif1" in str(snn_ext.report(model)), "looking is allowed"
+    finally:
+        distributed.destroy_process_group()
