@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_ext.methods.neurons import SpikingNeuron
+from snn_ext.methods.temporal import BatchNormThroughTime, TemporalEffectiveBatchNorm
 from snn_ext.patching import plugins
 
 __all__ = ["carried", "fired_by", "is_carried", "mark_output", "reset", "steps_behind", "tensors_in"]
@@ -128,7 +129,7 @@ def reset(model: nn.Module) -> None:
     reset does. States keep no gradient history.
     """
     for module in model.modules():
-        if isinstance(module, SpikingNeuron):
+        if isinstance(module, SpikingNeuron | BatchNormThroughTime | TemporalEffectiveBatchNorm):
             module.reset()
     for adapter in plugins.usable_adapters():
         if plugins.ask(adapter, "snn_ext_reset", root=model):

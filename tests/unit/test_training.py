@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import snn_ext
-from snn_ext import LTS, SDT, OptionError, ReadoutError
+from snn_ext import LTS, SDT, OptionError, ReadoutError, Time, TimestepError
+from snn_ext.norms import BatchNormThroughTime
 from tests.toy import StepNeuron, leading_net
 
 X = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(1))
@@ -95,6 +96,17 @@ def test_reset_reaches_nested_neurons_and_nothing_else() -> None:
     snn_ext.reset(net)
     assert inside.v is None
     assert outside.v is not None
+
+
+def test_reset_reaches_norms_that_count_steps() -> None:
+    norm = BatchNormThroughTime(2, 4, time=Time.PER_CALL)
+    net = nn.Sequential(norm, StepNeuron())
+    for _ in range(2):
+        net(torch.rand(3, 4))
+    with pytest.raises(TimestepError, match=r"do: call snn_ext\.reset"):
+        net(torch.rand(3, 4))
+    snn_ext.reset(net)
+    net(torch.rand(3, 4))
 
 
 def test_carried_marks_this_tensor_only() -> None:
