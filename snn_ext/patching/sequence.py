@@ -71,7 +71,7 @@ def steps_behind(state: Tensor) -> int | None:
 
 def fired_by(state: Tensor) -> Tensor | None:
     """For adapters: the spikes given to `mark_output`."""
-    marked = _marked(state, _FIRED)
+    marked: tuple[Tensor, int] | None = _marked(state, _FIRED)
     if marked is None:
         return None
     fired, version = marked
