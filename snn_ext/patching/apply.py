@@ -205,6 +205,8 @@ def _replace(
         added=tuple(made),
         original=() if new is old else (old,),
         timesteps=decision.timesteps,
+        keeps_time=decision.keeps_time,
+        clock=decision.clock.paths[0] if decision.clock else None,
     ).attach(new)
     if new is old:
         return root

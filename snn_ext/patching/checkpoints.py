@@ -86,6 +86,8 @@ def _sites_config(model: nn.Module) -> dict[str, Any]:
             "features": record.features and list(record.features),
             "origin": record.origin,
             "timesteps": record.timesteps,
+            "keeps_time": record.keeps_time,
+            "clock": record.clock,
             "folded": list(record.folded),
             "methods": {name: option.to_dict() for name, option in record.methods.items()},
         }
@@ -215,6 +217,8 @@ def _decisions(model: nn.Module, sites: dict[str, Any], path: Path) -> tuple[Dec
                 tuple(features) if features else None,
                 entry["origin"],
                 entry.get("timesteps"),
+                keeps_time=bool(entry.get("keeps_time")),
+                clock=None if entry.get("clock") is None else here.get(entry["clock"]),
             )
         )
     return tuple(decisions)

@@ -30,6 +30,8 @@ class Record:
         added: names of the new parameters and submodules, relative to the module.
         original: the object that stood there before, if it was not patched in place.
         timesteps: T, None where it was not needed.
+        keeps_time: this neuron tells a norm before it which step it is.
+        clock: path of the neuron that tells this norm.
         folded: names of the methods folded for inference; there is no way back.
     """
 
@@ -40,6 +42,8 @@ class Record:
     added: tuple[str, ...]
     original: tuple[nn.Module, ...] = ()
     timesteps: int | None = None
+    keeps_time: bool = False
+    clock: str | None = None
     folded: tuple[str, ...] = ()
 
     def attach(self, module: nn.Module) -> None:
