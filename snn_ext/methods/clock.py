@@ -70,6 +70,7 @@ class ClockedNorm(nn.Module):
     """Mixin for norms that ask a neuron for their time step."""
 
     _ext_clock: tuple[Clock, ...] = ()
+    _ext_last = -1
 
     def set_clock(self, clock: Clock) -> None:
         """The neuron to ask; in a tuple, so that it does not become a child."""
@@ -83,4 +84,13 @@ class ClockedNorm(nn.Module):
                 where=type(self).__name__,
                 do="unpatch, then patch the model in the mode it runs in",
             )
-        return self._ext_clock[0].ask(self, len(x))
+        t = self._ext_clock[0].ask(self, len(x))
+        if t not in (0, self._ext_last, self._ext_last + 1):
+            raise TimestepError(
+                f"step {t + 1} of a sequence, but the last step of this norm was {self._ext_last + 1}.",
+                where=f"{type(self).__name__} before {type(self._ext_clock[0]).__name__}",
+                why="it is not called before the neuron that tells it the time, or not at every step",
+                do="pass example_input to patch, so that the order of the calls is seen; or exclude the norm",
+            )
+        self._ext_last = t
+        return t

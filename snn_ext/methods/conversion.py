@@ -62,10 +62,14 @@ class LaterSlots(nn.ModuleList):
 
 def _twin(norm: _BatchNorm, bias: bool, eps: float, momentum: float | None) -> BatchNorm:
     twin = BatchNorm(norm.num_features, eps, momentum, norm.affine, norm.track_running_stats)
-    own, new = norm.state_dict(), twin.state_dict()
+    twin = without_bias(twin, bias and norm.bias is not None)
+    own = norm.state_dict()
+    floating = [value.dtype for value in own.values() if value.is_floating_point()]
+    twin = twin.to(floating[0]) if floating else twin
+    new = twin.state_dict()
     if not any(tensor.is_meta for tensor in new.values()):
         twin.load_state_dict({k: own[k] for k in new})
-    return without_bias(twin, bias and norm.bias is not None)
+    return twin
 
 
 class TemporalScale(nn.Module):
