@@ -65,15 +65,31 @@ def train(
     epochs: int,
     tell: Callable[[], None],
 ) -> Run:
-    """Train one network; one loop serves both frameworks. `tell` is called after every epoch."""
+    """Train one network; `tell` is called after every epoch."""
     started = time.perf_counter()
     model = build(framework, imp, seed, data.train_images[:1])
-    crit = snn_ext.loss(model, OBJECTIVES[objective])
+    before = initial_potentials(model)
+    accuracy, steps = fit(model, snn_ext.loss(model, OBJECTIVES[objective]), seed, data, epochs, tell)
+    moved = {name: (v0 - before[name]).abs().mean().item() for name, v0 in initial_potentials(model).items()}
+    seconds = time.perf_counter() - started
+    return Run(framework, objective, imp, seed, accuracy, steps, moved, seconds)
+
+
+def fit(
+    model: nn.Module,
+    crit: snn_ext.Loss,
+    seed: int,
+    data: Digits,
+    epochs: int,
+    tell: Callable[[], None],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Train; one loop serves both frameworks. Returns the test accuracy after every epoch, and at the end
+    that of every single step."""
     optimizer = torch.optim.AdamW(snn_ext.param_groups(model, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY))
     snn_ext.check_optimizer(model, optimizer)
-    before = initial_potentials(model)
     order = torch.Generator().manual_seed(seed)
-    accuracy = []
+    accuracy: list[float] = []
+    steps: tuple[float, ...] = ()
     for _ in range(epochs):
         model.train()
         for batch in torch.randperm(len(data.train_labels), generator=order).split(BATCH):
@@ -85,9 +101,7 @@ def train(
         overall, steps = evaluate(model, crit, data)
         accuracy.append(overall)
         tell()
-    moved = {name: (v0 - before[name]).abs().mean().item() for name, v0 in initial_potentials(model).items()}
-    seconds = time.perf_counter() - started
-    return Run(framework, objective, imp, seed, tuple(accuracy), steps, moved, seconds)
+    return tuple(accuracy), steps
 
 
 @torch.no_grad()
@@ -114,18 +128,8 @@ def train_all(console: Console, data: Digits, seeds: int, epochs: int) -> list[R
     """Every seed, objective and framework, without and with IMP, under one progress bar."""
     # frameworks alternate: they take different times, and the bar's estimate should hold from the start
     todo = list(itertools.product(range(seeds), OBJECTIVES, (False, True), NETWORKS))
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        console=console,
-    )
     runs = []
-    with bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("", total=len(todo) * epochs)
         for seed, objective, imp, framework in todo:
             name = f"{framework} {objective}{' + IMP' if imp else ''}"
@@ -135,48 +139,62 @@ def train_all(console: Console, data: Digits, seeds: int, epochs: int) -> list[R
     return runs
 
 
+def progress_bar(console: Console) -> Progress:
+    """What is trained now, epochs done, time gone and left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=console,
+    )
+
+
 def positive(text: str) -> int:
     if int(text) < 1:
         raise ValueError(text)
     return int(text)
 
 
-def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def arguments(
+    description: str | None, out: Path, seeds: int, epochs: int, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """The command line of a demo, with these defaults."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=positive, help="trainings per configuration (default 5)")
-    parser.add_argument("--epochs", type=positive, help="epochs per training (default 8)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/digits"), help="folder for pictures and numbers"
-    )
+    parser.add_argument("--seeds", type=positive, help=f"trainings per configuration (default {seeds})")
+    parser.add_argument("--epochs", type=positive, help=f"epochs per training (default {epochs})")
+    parser.add_argument("--out", type=Path, default=out, help="folder for pictures and numbers")
     parser.add_argument(
         "--quick", action="store_true", help="2 seeds, 2 epochs, few images: seconds, no result"
     )
     args = parser.parse_args(argv)
-    args.seeds = args.seeds or (2 if args.quick else 5)
-    args.epochs = args.epochs or (2 if args.quick else 8)
+    args.seeds = args.seeds or (2 if args.quick else seeds)
+    args.epochs = args.epochs or (2 if args.quick else epochs)
     return args
 
 
-def settings(args: argparse.Namespace, data: Digits) -> dict[str, Any]:
+def settings(args: argparse.Namespace, data: Digits, **more: Any) -> dict[str, Any]:
     """Everything that a repetition needs to know."""
     return {
-        "command": shlex.join(["python", "examples/digits.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"examples/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "seeds": list(range(args.seeds)),
         "epochs": args.epochs,
         "train_images": len(data.train_labels),
         "test_images": len(data.test_labels),
         "steps": STEPS,
         "batch": BATCH,
-        "optimizer": f"AdamW(lr={LEARNING_RATE}, weight_decay={WEIGHT_DECAY}; none on V0)",
-        "imp": repr(IMP),
-        "objectives": OBJECTIVES,
+        "optimizer": f"AdamW(lr={LEARNING_RATE}, weight_decay={WEIGHT_DECAY}; none on V0 and norms)",
+        **more,
     }
 
 
 def main() -> None:
-    args = arguments()
+    args = arguments(__doc__, Path("runs/digits"), seeds=5, epochs=8)
     torch.set_num_threads(1)  # layers this small gain little from a second, and results stay reproducible
     console = Console()
     data = digits(200, 100) if args.quick else digits()
@@ -190,7 +208,8 @@ def main() -> None:
     for framework, path in pictures.items():
         digits_figures.draw(runs, framework, TITLES[framework], path)
     numbers = args.out / "results.json"
-    digits_results.write(numbers, runs, comparisons, settings(args, data))
+    setup = settings(args, data, imp=repr(IMP), objectives=OBJECTIVES)
+    digits_results.write(numbers, runs, comparisons, setup)
     digits_tables.show(console, runs, comparisons, len(data.test_labels))
     console.print("\nwritten: " + ", ".join(map(str, [*pictures.values(), numbers])), highlight=False)
 

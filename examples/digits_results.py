@@ -13,11 +13,25 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
 Outcome = Literal["helps", "ties", "hurts", "unknown"]
+
+
+class Measured(Protocol):
+    """A training run of any demo, as far as a comparison needs to know it."""
+
+    @property
+    def framework(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    def measures(self) -> dict[str, float]:
+        """The numbers that the tables compare, by their headings."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,13 +55,16 @@ class Run:
     seconds: float
 
     def measures(self) -> dict[str, float]:
-        """The numbers that the tables compare, by their headings."""
         return {
-            "epoch 1": self.accuracy[0],
-            f"epoch {len(self.accuracy)}": self.accuracy[-1],
+            **first_and_last(self.accuracy),
             "step 1 only": self.step_accuracy[0],
             f"step {len(self.step_accuracy)} only": self.step_accuracy[-1],
         }
+
+
+def first_and_last(accuracy: Sequence[float]) -> dict[str, float]:
+    """The learning curve's two ends by their headings."""
+    return {"epoch 1": accuracy[0], f"epoch {len(accuracy)}": accuracy[-1]}
 
 
 def select(runs: Sequence[Run], framework: str, objective: str, imp: bool) -> list[Run]:
@@ -72,8 +89,8 @@ class Statistic:
         return f"{self.mean:.1f} ± " + ("?" if math.isnan(self.std) else f"{self.std:.1f}")
 
 
-def summarise(runs: Sequence[Run]) -> dict[str, Statistic]:
-    """Each of `Run.measures` over the seeds of one configuration."""
+def summarise(runs: Sequence[Measured]) -> dict[str, Statistic]:
+    """Each of the measures over the seeds of one configuration."""
     rows = [run.measures() for run in runs]
     return {name: Statistic.of([row[name] for row in rows]) for name in rows[0]}
 
@@ -83,8 +100,8 @@ class Comparison:
     """A method against the same training without it: same initial weights, same batches, same seeds.
 
     Attributes:
-        method: "IMP", or an objective.
-        against: what it is compared on or with, for example "with SDT" or "vs. SDT".
+        method: "IMP", an objective or a norm.
+        against: what it is compared on or with, for example "with SDT", "vs. SDT" or "vs. no norm".
         difference: of the means, in percentage points.
         spread: the larger of the two standard deviations over seeds: the bar that a difference has to clear.
     """
@@ -111,10 +128,10 @@ def compare(runs: Sequence[Run], baseline: str) -> list[Comparison]:
     for framework, objective in _configurations(runs):
         plain = select(runs, framework, objective, imp=False)
         with_imp = select(runs, framework, objective, imp=True)
-        found += _differences("IMP", f"with {objective}", with_imp, plain)
+        found += differences("IMP", f"with {objective}", with_imp, plain)
         if objective != baseline:
             reference = select(runs, framework, baseline, imp=False)
-            found += _differences(objective, f"vs. {baseline}", plain, reference)
+            found += differences(objective, f"vs. {baseline}", plain, reference)
     return found
 
 
@@ -124,7 +141,10 @@ def _configurations(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return list(itertools.product(frameworks, objectives))
 
 
-def _differences(method: str, against: str, changed: list[Run], reference: list[Run]) -> list[Comparison]:
+def differences(
+    method: str, against: str, changed: Sequence[Measured], reference: Sequence[Measured]
+) -> list[Comparison]:
+    """One comparison for every measure."""
     new, old = summarise(changed), summarise(reference)
     return [
         Comparison(
@@ -148,9 +168,13 @@ def luck(seeds: int, draws: int = 50_000) -> float:
 
 
 def write(
-    path: Path, runs: Sequence[Run], comparisons: Sequence[Comparison], settings: dict[str, Any]
+    path: Path,
+    runs: Sequence[Any],
+    comparisons: Sequence[Comparison],
+    settings: dict[str, Any],
+    **more: Sequence[Any],
 ) -> None:
-    """All of it as JSON, with what is needed to measure it again."""
+    """All of it as JSON, with what is needed to measure it again; `runs` and `more` are dataclasses."""
     document = {
         "settings": settings,
         "origin": _origin(),
@@ -159,6 +183,7 @@ def write(
             {**asdict(c), "spread": None if math.isnan(c.spread) else c.spread, "outcome": c.outcome}
             for c in comparisons
         ],
+        **{name: [asdict(record) for record in records] for name, records in more.items()},
     }
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -27,7 +27,7 @@ def results_table(runs: Sequence[Run], framework: str) -> Table:
     """One row per objective with and without IMP: test accuracy in percent, mean ± std over seeds."""
     runs = [run for run in runs if run.framework == framework]
     seeds = len({run.seed for run in runs})
-    table = _table(f"{framework}: test accuracy in %, mean ± standard deviation of {seeds} seeds")
+    table = table_of(f"{framework}: test accuracy in %, mean ± standard deviation of {seeds} seeds")
     table.add_column("training")
     for measure in runs[0].measures():
         table.add_column(measure, justify="right")
@@ -50,7 +50,7 @@ def _moved(runs: Sequence[Run]) -> str:
 def differences_table(comparisons: Sequence[Comparison], framework: str) -> Table:
     """Every comparison of one framework: difference in points, and what it is worth."""
     comparisons = [c for c in comparisons if c.framework == framework]
-    table = _table(f"{framework}: difference in points, counted if above both deviations")
+    table = table_of(f"{framework}: difference in points, counted if above both deviations")
     table.add_column("comparison")
     for measure in dict.fromkeys(c.measure for c in comparisons):
         table.add_column(measure, justify="right")
@@ -66,7 +66,8 @@ def _cell(c: Comparison) -> str:
     return f"[{_STYLES[c.outcome]}]{c.difference:+z.1f} {c.outcome:>5}[/]"
 
 
-def _table(title: str) -> Table:
+def table_of(title: str) -> Table:
+    """An empty table in the style of the demos."""
     return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAVY, pad_edge=False)
 
 
@@ -122,8 +123,14 @@ def show(console: Console, runs: Sequence[Run], comparisons: Sequence[Comparison
         console.print()
         console.print(results_table(runs, framework))
         console.print(differences_table(comparisons, framework))
+    conclude(
+        console, verdict(comparisons), caution(comparisons, len({run.seed for run in runs}), test_images)
+    )
+
+
+def conclude(console: Console, sentences: Sequence[str], warning: str) -> None:
+    """The end of a demo: what the numbers say, and how much that is worth."""
     console.print("\n[bold]Where a method helps, and where it does not[/bold]")
-    for sentence in verdict(comparisons):
+    for sentence in sentences:
         console.print(f"• {sentence}", highlight=False)
-    console.print()
-    console.print(caution(comparisons, len({run.seed for run in runs}), test_images), highlight=False)
+    console.print(f"\n{warning}", highlight=False)

@@ -25,9 +25,10 @@ from torch import nn
 import snn_ext
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+MODULES = ("digits", "digits_figures", "digits_networks", "digits_results", "digits_tables")
 FRAMEWORKS = ("SpikingJelly", "snnTorch")
 OBJECTIVES = ("SDT", "TET", "TET-S", "LTS")
-SITES = {"SpikingJelly": {"if1.imp", "if2.imp"}, "snnTorch": {"lif1.imp", "lif2.imp", "lif3.imp"}}
+SITES = {"SpikingJelly": {"sn1.imp", "sn2.imp"}, "snnTorch": {"lif1.imp", "lif2.imp", "lif3.imp"}}
 
 
 @dataclass
@@ -42,8 +43,11 @@ class Demo:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    out = tmp_path_factory.mktemp("demo") / "made" / "by the script"
-    command = [sys.executable, str(EXAMPLES / "digits.py"), "--quick", "--out", str(out)]
+    return play("digits.py", tmp_path_factory.mktemp("demo") / "made" / "by the script")
+
+
+def play(script: str, out: Path) -> Demo:
+    command = [sys.executable, str(EXAMPLES / script), "--quick", "--out", str(out)]
     environment = {**os.environ, "COLUMNS": "120", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
         command, capture_output=True, encoding="utf-8", env=environment, timeout=300, check=False
@@ -54,9 +58,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """The example's own modules, imported as the script imports them."""
+    yield from imported(monkeypatch, *MODULES)
+
+
+def imported(monkeypatch: pytest.MonkeyPatch, *names: str) -> Iterator[SimpleNamespace]:
+    """Modules of the examples, imported as the scripts import them."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    names = ("digits", "digits_figures", "digits_networks", "digits_results", "digits_tables")
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     for name in names:
         sys.modules.pop(name, None)
@@ -93,11 +100,11 @@ def test_table_shows_mean_and_deviation_of_the_recorded_runs(framework: str, dem
             wanted = (framework, objective, imp)
             runs = [r for r in demo.results["runs"] if (r["framework"], r["objective"], r["imp"]) == wanted]
             name = f"{objective} + IMP" if imp else objective
-            cells = [_mean_and_deviation([run[key][index] for run in runs]) for key, index in COLUMNS]
+            cells = [mean_and_deviation([run[key][index] for run in runs]) for key, index in COLUMNS]
             assert any(row.startswith(" ".join([name, *cells])) for row in rows)
 
 
-def _mean_and_deviation(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
 
 
@@ -127,10 +134,10 @@ def test_pictures_have_both_curves_in_every_panel(
         for column in range(4):
             panel = rows[:, column * width // 4 : (column + 1) * width // 4]
             for color in modules.digits_figures._COLORS.values():
-                assert _count(panel, color) > 50, (top, column, color)
+                assert count(panel, color) > 50, (top, column, color)
 
 
-def _count(pixels: np.ndarray, color: str) -> int:
+def count(pixels: np.ndarray, color: str) -> int:
     return int((np.abs(pixels - to_rgb(color)) < 1 / 255).all(axis=2).sum())
 
 
@@ -224,7 +231,7 @@ def _runs(results: ModuleType, gain: float, spread: float = 1.0, seeds: int = 3)
         for imp in (False, True):
             for seed in range(seeds):
                 value = 70 + spread * (seed - 1) + gain * imp
-                moved = {"if1.imp": 0.1} if imp else {}
+                moved = {"sn1.imp": 0.1} if imp else {}
                 found.append(
                     results.Run("SpikingJelly", objective, imp, seed, (value,) * 2, (value,) * 4, moved, 1.0)
                 )
