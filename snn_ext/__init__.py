@@ -5,6 +5,13 @@ crit = snn_ext.loss(model, "tet-s")
 """
 
 from snn_ext import functional, neurons, norms, objectives, surrogates
+from snn_ext.analysis.early_exit import (
+    BNTTExit,
+    ConfidenceExit,
+    EarlyExit,
+    calibrate_exit,
+    early_exit,
+)
 from snn_ext.dynamics.description import Dynamics, NeuronSpec, NormSpec, Time
 from snn_ext.errors import (
     AdapterError,
@@ -49,9 +56,12 @@ __all__ = [
     "AdapterError",
     "AdapterInfo",
     "AlreadyPatchedError",
+    "BNTTExit",
     "BackendUnavailableError",
     "CheckpointError",
+    "ConfidenceExit",
     "Dynamics",
+    "EarlyExit",
     "FoldError",
     "Loss",
     "NeuronSpec",
@@ -69,10 +79,12 @@ __all__ = [
     "TimestepError",
     "UnsupportedSiteError",
     "adapters",
+    "calibrate_exit",
     "carried",
     "check_optimizer",
     "comes_from",
     "convert_sync_batchnorm",
+    "early_exit",
     "fold",
     "functional",
     "hookimpl",

@@ -1,0 +1,1 @@
+"""What came of it: measurements on trained models."""
