@@ -59,8 +59,8 @@ def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, l
             raise ShapeUnknownError(
                 f"{type(root).__name__} did not run on example_input.",
                 why=f"{type(error).__name__}: {error}",
-                do="pass what you would pass to model(...): a tensor, a tuple of arguments, or a dict of keyword"
-                " arguments (with more than one sample where batch norms train)",
+                do="pass what you would pass to model(...): a tensor, a tuple of arguments, or a dict of"
+                " keyword arguments (with more than one sample where batch norms train)",
             ) from error
     return seen
 

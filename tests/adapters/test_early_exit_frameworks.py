@@ -60,7 +60,7 @@ def test_a_static_exit_equals_running_fewer_steps(make: Callable[[], nn.Module])
     snn_ext.patch(net, bntt=True, timesteps=STEPS).eval()
     norm = net.get_submodule("1")
     with torch.no_grad():
-        for slot in norm.bntt[1:]:  # type: ignore[index]
+        for slot in list(norm.bntt)[1:]:  # type: ignore[arg-type]
             slot.weight.fill_(0.01)
     result = snn_ext.early_exit(net, x, rule=BNTTExit(0.1))
     assert result.steps.tolist() == [3] * BATCH
