@@ -123,10 +123,16 @@ class Normalised(NormalisedInput, _Marked):
         return super().mem_reset(mem)
 
     def _base_state_function(self, input_: Tensor) -> Any:
+        return super()._base_state_function(self._normalise(input_))
+
+    def _base_state_reset_zero(self, input_: Tensor) -> Any:
+        return super()._base_state_reset_zero(self._normalise(input_))
+
+    def _normalise(self, input_: Tensor) -> Tensor:
         # Some resets to zero charge twice per step; the statistics must see the input once.
         if self._ext_normalised is None:
             self._ext_normalised = self.input_norm.step(self._ext_t, input_)
-        return super()._base_state_function(self._ext_normalised)
+        return self._ext_normalised
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)

@@ -141,7 +141,8 @@ def _fill_missing(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
         taken = {key: sources[key] for key in missing if sources[key] in loaded}
         for key in missing:
             own = new[key]
-            state_dict[prefix + key] = state_dict[prefix + taken[key]] if key in taken else own
+            # a clone: with assign=True the tensors themselves are taken, and slots must not share them
+            state_dict[prefix + key] = state_dict[prefix + taken[key]].clone() if key in taken else own
         kept = [key for key in missing if key not in taken]
         warnings.warn(
             f"the checkpoint is from before the patch: {len(kept)} tensors keep their initial values"
