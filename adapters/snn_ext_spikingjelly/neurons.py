@@ -9,11 +9,11 @@ import torch
 from spikingjelly.activation_based import base
 from torch import Tensor
 
-from snn_ext import UnsupportedSiteError, functional
+from snn_ext import UnsupportedSiteError
 from snn_ext.methods.clock import Clock
 from snn_ext.neurons import InitialPotential
 from snn_ext.norms import FiringRule, NormalisedInput, NormalisedMembrane
-from snn_ext_spikingjelly.describe import charge, dynamics
+from snn_ext_spikingjelly.describe import charge
 
 __all__ = ["mixins"]
 
@@ -113,6 +113,10 @@ class MPBN(NormalisedMembrane, _Float32State):
 
     surrogate_function: Callable[[Tensor], Tensor]
     v_threshold: float
+    v_reset: float | None
+    detach_reset: bool
+    apply_soft_reset: Callable[..., Tensor]
+    apply_hard_reset: Callable[..., Tensor]
 
     def firing_rule(self) -> FiringRule:
         return FiringRule(self.v_threshold, self.surrogate_function, fires_at_equality=True)
@@ -120,15 +124,19 @@ class MPBN(NormalisedMembrane, _Float32State):
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-        equations = dynamics(self)
-        if equations is None:
+        if not isinstance(self.v_threshold, float):
             raise UnsupportedSiteError(
                 f"{type(self).__name__} changed since it was patched.",
                 why="its threshold is not a float any more, so its step cannot be described",
                 do="set v_threshold to a float; a learnable one is not supported",
             )
         spikes, carried = self.membrane_decision()(charge(self, inputs[0], states[0]))
-        return (spikes,), (functional.reset(carried, spikes, equations), *states[1:])
+        fired = spikes.detach() if self.detach_reset else spikes
+        if self.v_reset is None:
+            v = self.apply_soft_reset(carried, fired, self.v_threshold)
+        else:
+            v = self.apply_hard_reset(carried, fired, self.v_reset)
+        return (spikes,), (v, *states[1:])
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any

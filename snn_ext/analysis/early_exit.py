@@ -84,6 +84,9 @@ def early_exit(
     one call, `BNTTExit` shortens the sequence if time is the first dimension of x; everything else is
     judged afterwards (see `EarlyExit.executed`).
 
+    States kept by code of your own are taken along if modules hold them as tensors (in lists, tuples and
+    dicts too); starting them anew is up to that code, as in every other loop.
+
     Args:
         model: in eval mode, patched or not; its output is read by the mean over time (SDT, TET).
         x: a sequence [T, B, ...], or whatever a model takes that loops over time itself.
@@ -97,7 +100,7 @@ def early_exit(
             apart (a batch norm without running statistics, states not [B, ...]).
         ReadoutError: an output without time or classes.
 
-    Source: the per-step mean as readout is that of the objectives; for the rules see there.
+    Source: `BNTTExit` says where its rule is from; leaving by confidence is common practice.
     """
     if not isinstance(rule, BNTTExit | ConfidenceExit):
         raise OptionError(

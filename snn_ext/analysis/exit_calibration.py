@@ -28,6 +28,8 @@ class ExitCalibration:
         accuracy: share of right answers with the rule (0 to 1); without a rule, that of all steps.
         full_accuracy: with all steps.
         saved: share of steps saved, 0 without a rule.
+        uncertainty: standard error of the accuracy lost, over samples: how far the loss on other samples
+            of this kind may be off, the picking itself not counted.
         max_accuracy_loss: what was allowed.
         samples: number of samples.
         timesteps: T.
@@ -37,21 +39,23 @@ class ExitCalibration:
     accuracy: float
     full_accuracy: float
     saved: float
+    uncertainty: float
     max_accuracy_loss: float
     samples: int
     timesteps: int
 
     def __str__(self) -> str:
-        after_all = f"{self.full_accuracy:.2%} after all {self.timesteps} ({self.samples} samples)"
+        after_all = f"{self.full_accuracy:.2%} after all {self.timesteps}"
         if self.rule is None:
             return (
                 f"no confidence saves a step within an accuracy loss of {self.max_accuracy_loss:.2%}:"
-                f" accuracy {after_all}"
+                f" accuracy {after_all} ({self.samples} samples)"
             )
         used = self.timesteps * (1 - self.saved)
         return (
             f"{self.rule}: accuracy {self.accuracy:.2%} after {used:.2f} steps on average"
-            f" ({self.saved:.1%} saved), {after_all}"
+            f" ({self.saved:.1%} saved), {after_all}: {100 * (self.full_accuracy - self.accuracy):.2f}"
+            f" ± {100 * self.uncertainty:.2f} points lost on {self.samples} samples"
         )
 
 
@@ -69,7 +73,7 @@ def calibrate_exit(
 
     All steps are run once; every threshold is then judged on the recorded scores. Taken is the lowest
     one that keeps to the loss together with all stricter ones, so that no lucky low one is picked. The
-    numbers are those of the data it was picked on: measure again on data of your own.
+    numbers are those of the data it was picked on: measure again on other data.
 
     Args:
         model: in eval mode, as for `early_exit`.
@@ -102,21 +106,21 @@ def _pick(sure: Tensor, right: Tensor, allowed: float) -> ExitCalibration:
     """From the largest probability and the correctness of every step and sample, [T, N] each."""
     total, samples = sure.shape
     reached = sure.cummax(0).values  # a sample stays away once it has left
-    full = int(right[-1].sum())
-    best, hits, steps = None, full, torch.full((samples,), total)
+    rule, answers, steps = None, right[-1], torch.full((samples,), total)
     for p in _candidates(sure):
         tried = (reached < p).sum(0).add(1).clamp(max=total)
-        correct = int(right.gather(0, tried[None] - 1).sum())
-        if (full - correct) > allowed * samples + 1e-9:
+        found = right.gather(0, tried[None] - 1)[0]
+        if int(right[-1].sum()) - int(found.sum()) > allowed * samples + 1e-9:
             break
-        best, hits, steps = p, correct, tried
-    saved = 1.0 - float(steps.double().mean()) / total
-    rule = ConfidenceExit(best) if best is not None and saved > 0 else None
+        if int(tried.sum()) < total * samples:
+            rule, answers, steps = ConfidenceExit(p), found, tried
+    lost = right[-1].double() - answers.double()
     return ExitCalibration(
         rule=rule,
-        accuracy=(hits if rule else full) / samples,
-        full_accuracy=full / samples,
-        saved=saved if rule else 0.0,
+        accuracy=float(answers.double().mean()),
+        full_accuracy=float(right[-1].double().mean()),
+        saved=1.0 - float(steps.double().mean()) / total,
+        uncertainty=float(lost.std(correction=0)) / math.sqrt(samples),
         max_accuracy_loss=float(allowed),
         samples=samples,
         timesteps=total,

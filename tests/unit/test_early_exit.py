@@ -410,6 +410,16 @@ def test_nobody_is_sure() -> None:
     assert str(result) == "ConfidenceExit(p=0.9): no exit, all 3 steps are used"
 
 
+def test_reaching_p_is_enough() -> None:
+    """Two equal scores have exactly one half each, and large differences exactly 1 in floating point."""
+    scores = torch.tensor([[[0.0, 0.0], [0.0, 1000.0]]]).expand(3, 2, 2)
+    steps = {
+        p: early_exit(Recorded().eval(), scores, ConfidenceExit(p), per_step=False).steps.tolist()
+        for p in (0.5, 0.500001, 1.0)
+    }
+    assert steps == {0.5: [1, 1], 0.500001: [3, 1], 1.0: [3, 1]}
+
+
 def test_some_are_not_sure() -> None:
     scores = torch.zeros(4, 2, 3)
     scores[:, 0, 1] = 9.0
@@ -436,15 +446,16 @@ def test_half_scores_are_averaged_in_float32() -> None:
 # ---------------------------------------------------------------- states and resets
 
 
-def test_reset_before_and_after() -> None:
+@pytest.mark.parametrize("per_step", [None, True])  # a trial call resets as well
+def test_reset_before_and_after(per_step: bool | None) -> None:
     net, x = step_net(), exact_input(5, 6, 4)
-    clean = early_exit(net, x, ConfidenceExit(0.6))
+    clean = early_exit(net, x, ConfidenceExit(0.6), per_step=per_step)
     assert net[1].v is None
     assert net[3].v is None
     with torch.no_grad():
         net(exact_input(6, 4))  # somebody's sequence, not ended
     assert net[1].v is not None
-    again = early_exit(net, x, ConfidenceExit(0.6))
+    again = early_exit(net, x, ConfidenceExit(0.6), per_step=per_step)
     assert torch.equal(clean.scores, again.scores)
     assert torch.equal(clean.steps, again.steps)
 
@@ -809,6 +820,9 @@ def test_calibration_measures_what_the_rule_then_does(loss: float) -> None:
     assert found.accuracy == pytest.approx(accuracy(result.scores, labels))
     assert found.full_accuracy - found.accuracy <= loss + 1e-9
     assert f"{found.rule}: accuracy {found.accuracy:.2%}" in str(found)
+    lost = (scores.mean(0).argmax(1) == labels).double() - (result.scores.argmax(1) == labels).double()
+    assert found.uncertainty == pytest.approx(float(lost.var(correction=0) / 40) ** 0.5)
+    assert f"{100 * float(lost.mean()):.2f} ± {100 * found.uncertainty:.2f} points lost on 40" in str(found)
 
 
 def tried(scores: Tensor, labels: Tensor) -> list[tuple[float, float, float]]:
@@ -856,7 +870,7 @@ def test_none_fits_and_it_is_said() -> None:
     found = calibrate_exit(
         Recorded().eval(), scores, torch.ones(10, dtype=torch.long), max_accuracy_loss=0.1, per_step=False
     )
-    assert (found.rule, found.saved, found.accuracy) == (None, 0.0, 1.0)
+    assert (found.rule, found.saved, found.accuracy, found.uncertainty) == (None, 0.0, 1.0, 0.0)
     assert str(found).startswith("no confidence saves a step within an accuracy loss of 10.00%")
     with pytest.raises(OptionError, match="is not a rule"):
         early_exit(Recorded().eval(), scores, found.rule, per_step=False)  # type: ignore[arg-type]
