@@ -12,7 +12,7 @@ from snn_ext.analysis.early_exit import (
     calibrate_exit,
     early_exit,
 )
-from snn_ext.dynamics.description import Dynamics, NeuronSpec, NormSpec, Time
+from snn_ext.dynamics.description import Dynamics, Leak, NeuronSpec, NormSpec, Time
 from snn_ext.errors import (
     AdapterError,
     AlreadyPatchedError,
@@ -63,6 +63,7 @@ __all__ = [
     "Dynamics",
     "EarlyExit",
     "FoldError",
+    "Leak",
     "Loss",
     "NeuronSpec",
     "NormSpec",

@@ -7,19 +7,20 @@ import types
 from dataclasses import replace
 from typing import Any
 
-from spikingjelly.activation_based import base, functional, layer, neuron, surrogate
-from torch import Tensor, nn
+from spikingjelly.activation_based import base, layer, neuron, surrogate
+from torch import nn
 
-from snn_ext import Dynamics, NeuronSpec, NormSpec, Time, original_class
+from snn_ext import Dynamics, Leak, NeuronSpec, NormSpec, Time, original_class
 from snn_ext.surrogates import ATan, PiecewiseQuadratic, Rectangle, Sigmoid, Surrogate
 from snn_ext_spikingjelly.compat import missing_feature
 
-__all__ = ["charge", "describe", "describe_norm", "dynamics"]
+__all__ = ["describe", "describe_norm", "dynamics", "equations"]
 
 _PACKAGE = "spikingjelly.activation_based.neuron"
 _STEPS = ("single_step_forward", "multi_step_forward")
 _ASKS = {"functional_forward", "materialize_states"}
 _EQUATIONS = ("materialize_states", "multi_step_functional_forward", "single_step_functional_forward")
+_ATAN = ATan()  # made once: torch.compile cannot trace the making
 _CALLS = ("forward", "multi_step_forward", "single_step_forward")
 
 
@@ -35,15 +36,15 @@ def describe(module: nn.Module, root: nn.Module) -> NeuronSpec | None:
 
 def _spec(module: Any, time: Time) -> NeuronSpec:
     threshold = getattr(module, "v_threshold", None)
-    equations = dynamics(module)
-    exact = equations is not None and _only_adds(module)
-    unsupported = {} if exact else {"mpbn": "its step is not that of an IF, LIF or PLIF node"}
+    exact = dynamics(module)
+    described = exact is not None and _only_adds(module)
+    unsupported = {} if described else {"mpbn": "its step is not that of an IF, LIF or PLIF node"}
     bump = _surrogate(getattr(module, "surrogate_function", None))
     return NeuronSpec(
         time=time,
         rest=float(module.get_reset_value("v")),
         threshold=float(threshold) if isinstance(threshold, int | float) else None,
-        dynamics=replace(equations, surrogate=bump) if equations and bump and not _wrapped(module) else None,
+        dynamics=replace(exact, surrogate=bump) if exact and bump and not _wrapped(module) else None,
         unsupported=unsupported,
     )
 
@@ -161,49 +162,39 @@ def _mode(module: nn.Module) -> Time:
 
 
 def dynamics(module: Any) -> Dynamics | None:
-    """The exact equations of IF, LIF and PLIF nodes as they are now, a learnable decay with its
-    gradient, and all but the surrogate; None for others and for subclasses with a step of their own."""
-    decay_and_gain = _decay_and_gain(module)
-    if decay_and_gain is None or not isinstance(module.v_threshold, float):
+    """`equations` of IF, LIF and PLIF nodes; None for others and for subclasses with their own step."""
+    kind = original_class(module)
+    step = getattr(kind, "single_step_functional_forward", None)
+    if _overrides(kind, _EQUATIONS) or step not in _STEPS_OF or not isinstance(module.v_threshold, float):
         return None
+    return equations(module)
+
+
+def equations(module: Any, surrogate: Surrogate = _ATAN) -> Dynamics:
+    """What an IF, LIF or PLIF node computes as it is now, in the framework's own order of operations (equal
+    to the last bit), a learnable decay with its gradient; `surrogate` where it is not the node that fires."""
     return Dynamics(
-        decay=decay_and_gain[0],
-        gain=decay_and_gain[1],
+        leak=_leak(module),
         threshold=module.v_threshold,
         rest=module.v_reset or 0.0,
         reset="soft" if module.v_reset is None else "hard",
         fires_at_equality=True,
         detach_reset=module.detach_reset,
+        surrogate=surrogate,
     )
 
 
-def _decay_and_gain(module: Any) -> tuple[Any, Any] | None:
-    kind = original_class(module)
-    if _overrides(kind, _EQUATIONS):
-        return None  # a subclass with a step, or a start, of its own
-    step = getattr(kind, "single_step_functional_forward", None)
-    if step is neuron.IFNode.single_step_functional_forward:
-        return 1.0, 1.0
-    if step is neuron.LIFNode.single_step_functional_forward:
-        leak = 1.0 / module.tau
-    elif step is neuron.ParametricLIFNode.single_step_functional_forward:
-        leak = module.w.sigmoid()
-    else:
-        return None
-    return 1.0 - leak, leak if module.decay_input else 1.0
+_STEPS_OF = {
+    kind.single_step_functional_forward for kind in (neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode)
+}
 
 
-def charge(module: Any, x: Tensor, v: Tensor) -> Tensor:
-    """H of an IF, LIF or PLIF node, in the framework's own order of operations (equal to the last bit)."""
-    rest = 0.0 if module.v_reset is None else module.v_reset
+def _leak(module: Any) -> Leak | None:
     if isinstance(module, neuron.LIFNode):
-        h: Tensor = functional.lif_charge(x, v, module.tau, module.decay_input, module.v_reset)
-        return h
+        return Leak(module.tau, input=module.decay_input)
     if isinstance(module, neuron.ParametricLIFNode):
-        leak = module.w.sigmoid()
-        h = v + (x - (v - rest)) * leak if module.decay_input else v - (v - rest) * leak + x
-        return h
-    return v + x
+        return Leak(module.w.sigmoid(), divide=False, input=module.decay_input)
+    return None
 
 
 def _surrogate(function: Any) -> Surrogate | None:

@@ -10,10 +10,11 @@ from spikingjelly.activation_based import base
 from torch import Tensor
 
 from snn_ext import UnsupportedSiteError
+from snn_ext.functional import step
 from snn_ext.methods.clock import Clock
 from snn_ext.neurons import InitialPotential
 from snn_ext.norms import FiringRule, NormalisedInput, NormalisedMembrane
-from snn_ext_spikingjelly.describe import charge
+from snn_ext_spikingjelly.describe import equations
 
 __all__ = ["mixins"]
 
@@ -113,10 +114,6 @@ class MPBN(NormalisedMembrane, _Float32State):
 
     surrogate_function: Callable[[Tensor], Tensor]
     v_threshold: float
-    v_reset: float | None
-    detach_reset: bool
-    apply_soft_reset: Callable[..., Tensor]
-    apply_hard_reset: Callable[..., Tensor]
 
     def firing_rule(self) -> FiringRule:
         return FiringRule(self.v_threshold, self.surrogate_function, fires_at_equality=True)
@@ -130,12 +127,7 @@ class MPBN(NormalisedMembrane, _Float32State):
                 why="its threshold is not a float any more, so its step cannot be described",
                 do="set v_threshold to a float; a learnable one is not supported",
             )
-        spikes, carried = self.membrane_decision()(charge(self, inputs[0], states[0]))
-        fired = spikes.detach() if self.detach_reset else spikes
-        if self.v_reset is None:
-            v = self.apply_soft_reset(carried, fired, self.v_threshold)
-        else:
-            v = self.apply_hard_reset(carried, fired, self.v_reset)
+        spikes, v = step(inputs[0], states[0], equations(self), decide=self.membrane_decision())
         return (spikes,), (v, *states[1:])
 
     def multi_step_functional_forward(

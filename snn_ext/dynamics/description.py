@@ -12,7 +12,7 @@ from torch import Tensor
 from snn_ext.dynamics.surrogates import ATan, Surrogate
 from snn_ext.errors import OptionError
 
-__all__ = ["Dynamics", "NeuronSpec", "NormSpec", "Time"]
+__all__ = ["Dynamics", "Leak", "NeuronSpec", "NormSpec", "Time"]
 
 
 class Time(enum.Enum):
@@ -28,6 +28,28 @@ class Time(enum.Enum):
     def features(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of one sample at one step, given the shape of a whole input."""
         return tuple(shape[2:] if self is Time.LEADING else shape[1:])
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A charge written as a leak towards rest, in the order of operations in which it is computed::
+
+        input=True    H[t] = V + (x - (V - rest)) / tau         (divide=True, value = tau)
+                      H[t] = V + (x - (V - rest)) * rate        (divide=False, value = rate)
+        input=False   H[t] = V - (V - rest) / tau + x           (or * rate)
+
+    In real numbers that is a `Dynamics` with decay = 1 - rate and gain = rate or 1; in floating point
+    a framework that computes it like this is met to the last bit only by computing it like this too.
+    """
+
+    value: float | Tensor
+    divide: bool = True
+    input: bool = True
+
+    @property
+    def rate(self) -> float | Tensor:
+        """The share of the distance to rest that is lost per step."""
+        return 1.0 / self.value if self.divide else self.value
 
 
 @dataclass(frozen=True)
@@ -52,6 +74,7 @@ class Dynamics:
         decay: lambda, the share of the membrane kept per step; 1 for IF. Float or tensor
             broadcastable to the features (learnable: pass the parameter).
         gain: factor of the input.
+        leak: the charge in another order of operations; decay and gain then follow from it.
         threshold: theta, in membrane units. Float or tensor.
         rest: potential the membrane decays to and a hard reset returns to.
         reset: ``"hard"``, ``"soft"`` or ``"none"``.
@@ -66,6 +89,7 @@ class Dynamics:
 
     decay: float | Tensor = 1.0
     gain: float | Tensor = 1.0
+    leak: Leak | None = field(default=None, kw_only=True)
     threshold: float | Tensor = 1.0
     rest: float = 0.0
     reset: Literal["hard", "soft", "none"] = "hard"
@@ -75,6 +99,9 @@ class Dynamics:
     surrogate: Surrogate = field(default_factory=ATan)
 
     def __post_init__(self) -> None:
+        if self.leak is not None:
+            object.__setattr__(self, "decay", 1.0 - self.leak.rate)
+            object.__setattr__(self, "gain", self.leak.rate if self.leak.input else 1.0)
         for name, allowed in (
             ("reset", ("hard", "soft", "none")),
             ("timing", ("immediate", "delayed")),

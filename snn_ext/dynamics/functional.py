@@ -155,8 +155,13 @@ def step(
 
 
 def charge(x: Tensor, v: Tensor, dynamics: Dynamics) -> Tensor:
-    """H = decay * V + gain * x + (1 - decay) * rest."""
+    """H = decay * V + gain * x + (1 - decay) * rest, or the same as a `Leak`."""
     d = dynamics
+    if d.leak is not None:
+        distance = v - d.rest
+        lost = x - distance if d.leak.input else distance
+        lost = lost / d.leak.value if d.leak.divide else lost * d.leak.value
+        return v + lost if d.leak.input else v - lost + x
     h = d.decay * v + d.gain * x
     return h + (1 - d.decay) * d.rest if d.rest else h
 

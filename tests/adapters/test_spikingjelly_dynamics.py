@@ -73,7 +73,7 @@ def test_spikes_are_reproduced_exactly(
     [
         lambda d: replace(d, fires_at_equality=False),
         lambda d: replace(d, reset="soft" if d.reset == "hard" else "hard"),
-        lambda d: replace(d, decay=0.75),
+        lambda d: replace(d, leak=None, decay=0.75),
         lambda d: replace(d, rest=0.125, reset="hard"),
         lambda d: replace(d, timing="delayed"),
     ],

@@ -1,0 +1,1 @@
+"""The equations of `snn_ext.dynamics`, fast."""
