@@ -42,12 +42,11 @@ def describe(module: nn.Module) -> NeuronSpec | None:
         reason = "its forward never calls the framework's own, so that V0 could not enter"
         return NeuronSpec(Time.PER_CALL, threshold=None, unsupported={"*": reason})
     threshold = module.threshold.detach().clone()
-    no_norm = _no_membrane_norm(module)
     return NeuronSpec(
         time=Time.PER_CALL,
         threshold=float(threshold) if threshold.ndim == 0 else threshold,
         dynamics=_dynamics(module),
-        unsupported={"mpbn": no_norm} if no_norm else {},
+        unsupported=_unsupported(module),
     )
 
 
@@ -70,14 +69,25 @@ def _own_forward(module: nn.Module) -> bool:
     return False
 
 
-_STEP = ("forward", "fire", "mem_reset", "_base_state_function", "_base_sub", "_base_zero", "_base_int")
+_CHARGES = ("_base_state_function", "_base_state_reset_zero", "_base_sub", "_base_zero", "_base_int")
+_STEP = ("forward", "fire", "mem_reset", *_CHARGES)
 
 
 def _overridden(module: nn.Module) -> list[str]:
     """Parts of the framework's step that a user's class replaces."""
     kind = original_class(module)
     base = next(cls for cls in _SUPPORTED if issubclass(kind, cls))
-    return [name for name in _STEP if getattr(kind, name) is not getattr(base, name)]
+    return [name for name in _STEP if getattr(kind, name, None) is not getattr(base, name, None)]
+
+
+def _unsupported(module: Any) -> dict[str, str]:
+    """Methods that this neuron cannot take, and why."""
+    reasons = {"mpbn": _no_membrane_norm(module)}
+    charges = [name for name in _overridden(module) if name in _CHARGES]
+    if charges:
+        missed = f"its class overrides {', '.join(charges)} of snnTorch's step: a norm could miss its input"
+        reasons |= {"bntt": missed, "tebn": missed}
+    return {method: reason for method, reason in reasons.items() if reason}
 
 
 def _no_membrane_norm(module: Any) -> str | None:

@@ -9,7 +9,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from snn_ext import OptionError, TimestepError
+from snn_ext import OptionError
 from snn_ext.methods.clock import Clock
 from snn_ext.neurons import InitialPotential
 from snn_ext.norms import FiringRule, NormalisedInput, NormalisedMembrane
@@ -35,11 +35,12 @@ class _Marked(snn.SpikingNeuron):  # type: ignore[misc]
     mem: Tensor
     _ext_counts = False  # steps are counted only where somebody asks: torch.compile would guard on the number
     _ext_inside = False
+    _ext_stepped = False  # a user's forward may take several steps
     _ext_t: int = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         before = self.mem
-        self._ext_inside = True
+        self._ext_inside, self._ext_stepped = True, False
         try:
             output = super().forward(*args, **kwargs)
         except BaseException:
@@ -63,8 +64,13 @@ class _Marked(snn.SpikingNeuron):  # type: ignore[misc]
     def mem_reset(self, mem: Tensor) -> Tensor:
         """Every step calls this once, after the states got their shape and before the charge."""
         if self._ext_counts and self._ext_inside:
-            self._ext_t = _known(steps_behind(mem), type(self).__name__)
+            self._ext_t = self._ext_t + 1 if self._ext_stepped else steps_behind(mem, type(self).__name__)
+        self._ext_stepped = True
         return super().mem_reset(mem)  # type: ignore[no-any-return]
+
+    def _starts(self, mem: Tensor) -> bool:
+        """Whether a sequence begins with this step; asked before the framework's `mem_reset`."""
+        return self._ext_inside and not self._ext_stepped and not is_carried(mem)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         # .to() and .half() make new buffers; the sequence goes on nevertheless.
@@ -73,16 +79,6 @@ class _Marked(snn.SpikingNeuron):  # type: ignore[misc]
         if is_carried(old):
             carried(self.mem, of=old)
         return self
-
-
-def _known(steps: int | None, where: str) -> int:
-    if steps is None:
-        raise TimestepError(
-            "the membrane was marked as carried over, but not from which step.",
-            where=where,
-            do="snn_ext.carried(new_mem, of=mem)",
-        )
-    return steps
 
 
 class Timed(Clock, _Marked):
@@ -94,7 +90,7 @@ class Timed(Clock, _Marked):
     def steps_done(self, batch: int) -> int:
         if self._ext_begins or not self.mem.numel() or len(self.mem) != batch:
             return 0
-        return _known(steps_behind(self.mem), type(self).__name__)
+        return steps_behind(self.mem, type(self).__name__)
 
     def reset_mem(self) -> Any:
         self.forget()
@@ -133,11 +129,6 @@ class Normalised(NormalisedInput, _Marked):
         if self._ext_normalised is None:
             self._ext_normalised = self.input_norm.step(self._ext_t, input_)
         return self._ext_normalised
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(*args, **kwargs)
-        self._ext_normalised = None
-        return output
 
 
 class MPBN(NormalisedMembrane, _Marked):
@@ -187,8 +178,9 @@ class IMP(InitialPotential, _Marked):
     def mem_reset(self, mem: Tensor) -> Tensor:
         """At a start the pending reset is that of the membrane *without* V0: a V0 above the threshold
         must not act like a spike that never was."""
+        starts = self._starts(self.mem)
         reset: Tensor = super().mem_reset(mem)
-        if self._ext_inside and not is_carried(self.mem):
+        if starts:
             v0 = self._first_membrane(self.mem)
             self.mem = self.mem.to(v0.dtype) + v0
         return reset
@@ -216,7 +208,7 @@ def mixins(methods: tuple[str, ...]) -> tuple[type, ...]:
 
 def adopt_state(module: Any) -> None:
     """Patched in the middle of a sequence: a membrane that is not all zero is carried on."""
-    for name in ("_ext_inside", "_ext_t", "_ext_begins", "_ext_normalised", "_ext_fired"):
+    for name in ("_ext_inside", "_ext_stepped", "_ext_t", "_ext_begins", "_ext_normalised", "_ext_fired"):
         if hasattr(module, name):  # from the start: running must not make new attributes
             module.__dict__[name] = getattr(module, name)
     mem = module._buffers.get("mem")

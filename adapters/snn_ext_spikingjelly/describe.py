@@ -14,7 +14,7 @@ from snn_ext import Dynamics, Leak, NeuronSpec, NormSpec, Time, original_class
 from snn_ext.surrogates import ATan, PiecewiseQuadratic, Rectangle, Sigmoid, Surrogate
 from snn_ext_spikingjelly.compat import missing_feature
 
-__all__ = ["describe", "describe_norm", "dynamics", "equations"]
+__all__ = ["calls_steps", "describe", "describe_norm", "dynamics", "equations", "merges_time"]
 
 _PACKAGE = "spikingjelly.activation_based.neuron"
 _STEPS = ("single_step_forward", "multi_step_forward")
@@ -128,33 +128,53 @@ def describe_norm(module: Any, root: nn.Module) -> NormSpec:
     """The spec of a batch norm: the framework's own, torch's inside its containers, or torch's in a model
     that runs step by step."""
     kind, time = original_class(module), _time(module, root)
+    own = kind in (layer.BatchNorm1d, layer.BatchNorm2d, layer.BatchNorm3d)
+    stepped = any(calls_steps(container) for container in _around(module, root))
     reason = None
-    if kind in (layer.BatchNorm1d, layer.BatchNorm2d, layer.BatchNorm3d):
-        time = Time.MERGED if time is Time.MERGED else _mode(module)
-    elif not kind.__module__.startswith("torch."):
+    if not own and not kind.__module__.startswith("torch."):
         reason = f"{kind.__name__} is not a plain batch norm"
-    elif time is not Time.MERGED:
+    elif any(type(container).__name__.startswith("TLast") for container in _around(module, root)):
+        reason = "time is the last dimension in the container around it"
+    elif stepped and time is Time.MERGED:
+        reason = "one container around it folds time into the batch, another calls it step by step"
+    elif stepped or (not own and time is not Time.MERGED):
         time = Time.PER_CALL
-        if any(
+        if not stepped and any(
             getattr(m, "step_mode", "s") == "m" for m in root.modules() if isinstance(m, base.MemoryModule)
         ):
             reason = (
                 "it is torch's own in a multi-step model: whether it sees steps or [T*B, ...] is not known"
             )
-    return NormSpec(time, module.num_features, unsupported={"*": reason} if reason else {})
+    unsupported = {"*": reason} if reason else {}
+    return NormSpec(time, module.num_features, counts=stepped, unsupported=unsupported)
+
+
+def _around(module: nn.Module, root: nn.Module) -> list[nn.Module]:
+    """The framework's containers that hold a module; not along one path: a shared module has several."""
+    kinds = (*_MERGING, *_STEPPING, layer.StepModeContainer)
+    return [c for c in root.modules() if isinstance(c, kinds) and any(m is module for m in c.modules())]
 
 
 def _time(module: nn.Module, root: nn.Module) -> Time:
-    for container in root.modules():  # not along one path: a shared neuron has several
-        if _merges_time(container) and any(m is module for m in container.modules()):
-            return Time.MERGED
-    return _mode(module)
+    return Time.MERGED if any(map(merges_time, _around(module, root))) else _mode(module)
 
 
-def _merges_time(container: nn.Module) -> bool:
+_MERGING = (layer.SeqToANNContainer, layer.TLastSeqToANNContainer)
+_STEPPING = (layer.MultiStepContainer, layer.TLastMultiStepContainer)
+
+
+def merges_time(container: nn.Module) -> bool:
+    """Whether modules in this container see [T*B, ...]."""
     if isinstance(container, layer.StepModeContainer):
         return container.step_mode == "m" and not container.stateful
-    return isinstance(container, layer.SeqToANNContainer | layer.TLastSeqToANNContainer)
+    return isinstance(container, _MERGING)
+
+
+def calls_steps(container: nn.Module) -> bool:
+    """Whether modules in this container are called T times for one call of it."""
+    if isinstance(container, layer.StepModeContainer):
+        return container.step_mode == "m" and bool(container.stateful)
+    return isinstance(container, _STEPPING)
 
 
 def _mode(module: nn.Module) -> Time:

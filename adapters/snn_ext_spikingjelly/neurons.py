@@ -9,11 +9,12 @@ import torch
 from spikingjelly.activation_based import base
 from torch import Tensor
 
-from snn_ext import UnsupportedSiteError
+from snn_ext import TimestepError, UnsupportedSiteError
 from snn_ext.functional import step
 from snn_ext.methods.clock import Clock
 from snn_ext.neurons import InitialPotential
 from snn_ext.norms import FiringRule, NormalisedInput, NormalisedMembrane
+from snn_ext.patching.sequence import carried, is_carried, mark_output, steps_behind
 from snn_ext_spikingjelly.describe import equations
 
 __all__ = ["mixins"]
@@ -37,7 +38,7 @@ class _Float32State(base.MemoryModule):  # type: ignore[misc]
     ) -> tuple[Any, ...]:
         x = inputs[0][0] if step_mode == "m" else inputs[0]
         if self._ext_counts:
-            self._count(_goes_on(states[0], x), step_mode)
+            self._count(states[0] if _goes_on(states[0], x) else None, step_mode)
         v, *others = self._framework_states(inputs, states, step_mode, x)
         if _goes_on(states[0], x):
             v = states[0].to(x.device, self._state_dtype(v, x))
@@ -48,9 +49,38 @@ class _Float32State(base.MemoryModule):  # type: ignore[misc]
     ) -> tuple[Any, ...]:
         return super().materialize_states(inputs, states, step_mode)  # type: ignore[no-any-return]
 
-    def _count(self, goes_on: bool, step_mode: str) -> None:
-        """In step mode 's' every call is one step; in 'm' every call is counted from its first step."""
-        self._ext_t = self._ext_t + 1 if goes_on and step_mode == "s" else 0
+    def _count(self, v: Tensor | None, step_mode: str) -> None:
+        """In step mode 's' every call is one step; in 'm' every call is counted from its first step.
+
+        The number of steps travels with the membrane: states may be put aside and back.
+        """
+        self._ext_t = 0 if v is None or step_mode == "m" else self._steps_behind(v)
+
+    def _steps_behind(self, v: Tensor) -> int:
+        if is_carried(v) or self._ext_t < 0:  # or: set by hand after a reset, a start
+            return steps_behind(v, type(self).__name__)
+        raise TimestepError(
+            "the membrane was set by hand, and cannot tell which time step it is from.",
+            where=type(self).__name__,
+            do="snn_ext.carried(new_v, of=node.v), or reset the node first to start a sequence from it",
+        )
+
+    def _mark(self, v: Any, steps: int) -> None:
+        if self._ext_counts and isinstance(v, Tensor):
+            mark_output(v, steps)
+
+    def reset(self) -> None:
+        super().reset()
+        if self._ext_counts:
+            self._ext_t = -1
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # .to() makes new tensors; the sequence goes on nevertheless. (The framework knows no `recurse`.)
+        old = self._memories["v"]
+        super()._apply(fn)
+        if self._ext_counts and isinstance(old, Tensor) and is_carried(old):
+            carried(self._memories["v"], of=old)
+        return self
 
     def _state_dtype(self, v: Tensor, x: Tensor) -> torch.dtype:
         """float32 for half inputs, unless the user chose a precision with `PrecisionConfig`."""
@@ -65,19 +95,24 @@ class _Float32State(base.MemoryModule):  # type: ignore[misc]
         return any(p.dtype == dtype for norm in norms for p in norm.parameters())
 
     def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return _in_dtype_of(x, super().single_step_forward(x, *args, **kwargs))
+        y = _in_dtype_of(x, super().single_step_forward(x, *args, **kwargs))
+        self._mark(self._memories["v"], self._ext_t + 1)
+        return y
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return _in_dtype_of(x_seq, super().multi_step_forward(x_seq, *args, **kwargs))
+        y = _in_dtype_of(x_seq, super().multi_step_forward(x_seq, *args, **kwargs))
+        self._mark(self._memories["v"], len(x_seq))
+        return y
 
 
-class Functional(base.MemoryModule):  # type: ignore[misc]
+class Functional(_Float32State):
     """For neurons with a functional step: SpikingJelly looks for this method to find out."""
 
     def functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[Any, tuple[Any, ...]]:
         outputs, states = super().functional_forward(inputs, states, **kwargs)
+        self._mark(states[0], len(inputs[0]) if self.step_mode == "m" else self._ext_t + 1)
         return tuple(_in_dtype_of(inputs[0], y) for y in outputs), states
 
 
@@ -151,6 +186,12 @@ class Normalised(NormalisedInput, _Float32State):
         x_seq = self.input_norm.sequence(x_seq)
         return self._without_norm(super().multi_step_forward, x_seq, *args, **kwargs)
 
+    def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self._ext_done:  # not below: a user's class may have a step of its own
+            v = self._memories["v"]
+            x = self.input_norm.step(self._steps_behind(v) if _goes_on(v, x) else 0, x)
+        return self._without_norm(super().single_step_forward, x, *args, **kwargs)
+
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> Any:
@@ -180,14 +221,14 @@ class Timed(Clock, _Float32State):
 
     def steps_done(self, batch: int) -> int:
         v = self._memories["v"]
-        return self._ext_t + 1 if isinstance(v, Tensor) and len(v) == batch else 0
+        return self._steps_behind(v) if isinstance(v, Tensor) and len(v) == batch else 0
 
     def reset(self) -> None:
         super().reset()
         self.forget()
 
-    def _count(self, goes_on: bool, step_mode: str) -> None:
-        super()._count(goes_on, step_mode)
+    def _count(self, v: Tensor | None, step_mode: str) -> None:
+        super()._count(v, step_mode)
         if step_mode == "s":
             self.tick(self._ext_t)
 

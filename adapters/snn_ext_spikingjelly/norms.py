@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
-from snn_ext import TimestepError
+from snn_ext import NormSpec, Time, TimestepError
 from snn_ext.norms import TimedNorm
+from snn_ext_spikingjelly.describe import calls_steps, merges_time
 
-__all__ = ["MergedNorm", "Norm", "watch_containers"]
+__all__ = ["norm_class", "watch_containers"]
 
 
 class Norm(TimedNorm):
@@ -23,27 +23,56 @@ class Norm(TimedNorm):
         return self.step(self.now(x), x)
 
 
-class MergedNorm(TimedNorm):
-    """A norm inside `SeqToANNContainer`, which folds time into the batch: the container says what T is."""
+class ContainedNorm(TimedNorm):
+    """A norm inside a container of the framework that hides the time axis from it; the container tells."""
 
     _ext_length: int | None = None
+    _ext_t = 0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def begin(self, steps: int | None) -> None:
+        """Called when the container is entered, with its T, and when it is left, with None."""
+        self._ext_length, self._ext_t = steps, 0
+
+    def length(self) -> int:
+        """T of the sequence that is running through the container."""
         if self._ext_length is None:
             raise TimestepError(
-                "the number of time steps in [T*B, ...] cannot be told.",
+                "the time steps in this container cannot be told.",
                 where=type(self).__name__,
                 why="the container around it was not called as a module",
                 do="call the network itself, not a functional form of it",
             )
-        return self.sequence(x.unflatten(0, (self._ext_length, -1))).flatten(0, 1)  # type: ignore[no-untyped-call]
+        return self._ext_length
+
+
+class MergedNorm(ContainedNorm):
+    """In a container that folds time into the batch: [T*B, C, *]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sequence(x.unflatten(0, (self.length(), -1))).flatten(0, 1)  # type: ignore[no-untyped-call]
+
+
+class CountingNorm(ContainedNorm):
+    """In a container that calls it once per step: [B, C, *]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.length()
+        self._ext_t += 1
+        return self.step(self._ext_t - 1, x)
+
+
+def norm_class(spec: NormSpec) -> type[TimedNorm]:
+    """What a batch norm that is described like this becomes."""
+    if spec.time is Time.MERGED:
+        return MergedNorm
+    return CountingNorm if spec.counts else Norm
 
 
 def watch_containers(root: nn.Module) -> None:
-    """Let the containers tell their norms T: hooks, only where there are such norms."""
+    """Let the containers tell their norms the time: hooks, only where there are such norms."""
     for container in root.modules():
-        if isinstance(container, layer.SeqToANNContainer):
-            wanted = any(isinstance(m, MergedNorm) for m in container.modules())
+        if merges_time(container) or calls_steps(container):
+            wanted = any(isinstance(m, ContainedNorm) for m in container.modules())
             _hook(container._forward_pre_hooks, container.register_forward_pre_hook, _enter, wanted)
             _hook(container._forward_hooks, container.register_forward_hook, _leave, wanted)
 
@@ -66,5 +95,5 @@ def _leave(container: nn.Module, inputs: Any, output: Any) -> None:
 
 def _tell(container: nn.Module, steps: int | None) -> None:
     for module in container.modules():
-        if isinstance(module, MergedNorm):
-            module._ext_length = steps
+        if isinstance(module, ContainedNorm):
+            module.begin(steps)

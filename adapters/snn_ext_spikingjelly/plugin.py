@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from snn_ext import AdapterInfo, NeuronSpec, NormSpec, Site, Time, comes_from, hookimpl, swap_class
+from snn_ext import AdapterInfo, NeuronSpec, NormSpec, Site, comes_from, hookimpl, swap_class
 
 
 @hookimpl
@@ -42,10 +42,10 @@ def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpe
 def snn_ext_replace(site: Site, methods: tuple[str, ...], features: tuple[int, ...] | None) -> nn.Module:
     from snn_ext_spikingjelly.compat import warn_ignored_overrides
     from snn_ext_spikingjelly.neurons import mixins
-    from snn_ext_spikingjelly.norms import MergedNorm, Norm
+    from snn_ext_spikingjelly.norms import norm_class
 
     if isinstance(site.spec, NormSpec):
-        swap_class(site.module, MergedNorm if site.spec.time is Time.MERGED else Norm)
+        swap_class(site.module, norm_class(site.spec))
     else:
         warn_ignored_overrides(site.module, str(site))
         swap_class(site.module, *mixins(methods, type(site.module)))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from snn_ext.errors import OptionError
-from snn_ext.patching.sequence import fired_by, is_carried, mark_output, steps_behind
+from snn_ext.patching.sequence import fired_by, is_carried, mark_like
 
 __all__ = ["States"]
 
@@ -79,12 +79,8 @@ def _select(state: Tensor, index: Tensor) -> Tensor:
     index = index.to(state.device)
     kept = state[index]
     if is_carried(state):
-        fired, steps = fired_by(state), steps_behind(state)
-        fired = None if fired is None else fired[index]
-        if steps is None:
-            mark_output(kept, fired=fired)
-        else:
-            mark_output(kept, steps, fired)
+        fired = fired_by(state)
+        mark_like(kept, state, None if fired is None else fired[index])
     return kept
 
 

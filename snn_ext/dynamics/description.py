@@ -133,10 +133,12 @@ class NormSpec(_Spec):
     Args:
         time: layout of the tensors the module sees.
         num_features: C.
+        counts: called step by step, it knows its step by itself; otherwise the neuron after it must tell.
         unsupported: method name -> reason why it cannot work here (key ``"*"``: no method can).
     """
 
     num_features: int
+    counts: bool = False
 
 
 @dataclass(frozen=True)

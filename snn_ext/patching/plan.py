@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from snn_ext.dynamics.description import NeuronSpec, NormSpec, Time
 from snn_ext.errors import (
@@ -155,8 +156,9 @@ def _with_clocks(context: _Context, decisions: list[Decision], named: set[int]) 
 
 
 def _needs_clock(decision: Decision) -> bool:
-    per_call = decision.site.spec.time is Time.PER_CALL and isinstance(decision.site.spec, NormSpec)
-    return per_call and bool(decision.methods) and not decision.reason
+    spec = decision.site.spec
+    asks = isinstance(spec, NormSpec) and spec.time is Time.PER_CALL and not spec.counts
+    return asks and bool(decision.methods) and not decision.reason
 
 
 def _without_clock(decision: Decision, named: bool) -> Decision:
@@ -205,6 +207,8 @@ def _refusal(site: Site, option: Method) -> str | None:
         return "it sees [T*B, ...]: every step is a sequence of its own, V0 would act in all of them"
     if isinstance(option, TEBN) and option.stats == "joint" and site.spec.time is Time.PER_CALL:
         return "joint statistics need whole sequences, and it is called step by step: TEBN(stats='step')"
+    if any(is_lazy(p) for p in site.module.parameters(recurse=False)):
+        return "its parameters have no shape yet; run one forward pass first"
     taken = record_of(site.module) is None and hasattr(site.module, option.name)
     return f"it has an attribute {option.name!r} of its own" if taken else None
 

@@ -8,11 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_ext.errors import TimestepError
 from snn_ext.methods.neurons import SpikingNeuron
 from snn_ext.methods.temporal import BatchNormThroughTime, TemporalEffectiveBatchNorm
 from snn_ext.patching import plugins
 
-__all__ = ["carried", "fired_by", "is_carried", "mark_output", "reset", "steps_behind", "tensors_in"]
+__all__ = [
+    "carried",
+    "fired_by",
+    "is_carried",
+    "mark_like",
+    "mark_output",
+    "reset",
+    "steps_behind",
+    "tensors_in",
+]
 
 _STEPS = "_snn_ext_steps"
 _FIRED = "_snn_ext_fired"
@@ -38,11 +48,17 @@ def carried(state: Tensor, of: Tensor | None = None) -> Tensor:
     Returns:
         `state` itself.
     """
-    steps, fired = (None, None) if of is None else (_marked(of, _STEPS), fired_by(of))
+    fired = None if of is None else fired_by(of)
     if fired is not None and of is not None and state.shape == of.shape:
         fired = torch.where((state == 0) & (of != 0), torch.zeros_like(fired), fired)
-    mark_output(state, _UNCOUNTED if steps is None else steps, fired)
+    mark_like(state, of, fired)
     return state
+
+
+def mark_like(state: Tensor, of: Tensor | None, fired: Tensor | None = None) -> None:
+    """For adapters: `mark_output` with the number of steps that `of` was marked with."""
+    steps = None if of is None else _marked(of, _STEPS)
+    mark_output(state, _UNCOUNTED if steps is None else steps, fired)
 
 
 def mark_output(state: Tensor, steps: int = _UNCOUNTED, fired: Tensor | None = None) -> None:
@@ -63,10 +79,20 @@ def is_carried(state: Tensor) -> bool:
     return _marked(state, _STEPS) is not None
 
 
-def steps_behind(state: Tensor) -> int | None:
-    """For adapters: steps done in the sequence this membrane belongs to, 0 at a start, None unknown."""
+def steps_behind(state: Tensor, where: str) -> int:
+    """For adapters: steps done in the sequence this membrane belongs to, 0 at a start.
+
+    Raises:
+        TimestepError: it goes on, but nobody said from which step; `where` is for the message.
+    """
     steps = _marked(state, _STEPS)
-    return 0 if steps is None else None if steps == _UNCOUNTED else int(steps)
+    if steps == _UNCOUNTED:
+        raise TimestepError(
+            "the membrane was marked as carried over, but not from which step.",
+            where=where,
+            do="snn_ext.carried(new_mem, of=mem)",
+        )
+    return int(steps or 0)
 
 
 def fired_by(state: Tensor) -> Tensor | None:

@@ -23,6 +23,7 @@ from snn_ext.analysis.early_exit import (
     early_exit,
     gamma_sizes,
 )
+from snn_ext.patching.sequence import fired_by, mark_output
 from tests.adapters.snntorch_nets import CASES, private_instances
 
 STEPS, BATCH = 6, 20
@@ -444,8 +445,8 @@ def marks_dropped(state: Tensor, index: Tensor) -> Tensor:
 def spikes_of_others(state: Tensor, index: Tensor) -> Tensor:
     """Marks go along, but the pending resets are those of the samples in front."""
     kept = state[index]
-    fired = exit_states.fired_by(state)
-    exit_states.mark_output(kept, fired=None if fired is None else fired[: len(index)])
+    fired = fired_by(state)
+    mark_output(kept, fired=None if fired is None else fired[: len(index)])
     return kept
 
 

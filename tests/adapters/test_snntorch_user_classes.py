@@ -95,6 +95,14 @@ class OwnCharge(snn.Leaky):
         return self.mem - 0.25 * self.mem * self.mem.abs() + x
 
 
+class TwoSteps(snn.Leaky):
+    """Two steps of the framework per call: V0 must enter before the first only."""
+
+    def forward(self, x: Tensor, mem: Tensor) -> Any:
+        _, mem = super().forward(x / 2, mem)
+        return super().forward(x / 2, mem)
+
+
 Step = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -110,6 +118,7 @@ STEPS: dict[type[snn.Leaky], Step] = {
     Derived: lambda n, x, mem: n(x, gain=2.0, state=mem),
     OwnReset: _positional,
     OwnCharge: _positional,
+    TwoSteps: _positional,
     Clamped: _positional,
     OwnStep: _positional,
     ResetAfterCharge: _positional,
