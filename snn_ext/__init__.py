@@ -9,6 +9,7 @@ from snn_ext.analysis.early_exit import (
     BNTTExit,
     ConfidenceExit,
     EarlyExit,
+    ExitCalibration,
     calibrate_exit,
     early_exit,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "ConfidenceExit",
     "Dynamics",
     "EarlyExit",
+    "ExitCalibration",
     "FoldError",
     "Leak",
     "Loss",
