@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import snntorch as snn
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from snn_ext import Dynamics, NeuronSpec, NormSpec, OptionError, Time, original_class
 from snn_ext.surrogates import ATan, FastSigmoid, Sigmoid, Surrogate
 
-__all__ = ["describe", "describe_norm"]
+__all__ = ["describe", "describe_norm", "equations"]
 
 _SUPPORTED = (snn.Leaky, snn.Synaptic, snn.Lapicque, snn.RLeaky, snn.RSynaptic)
 # By name: not every release has all of them.
@@ -46,6 +48,7 @@ def describe(module: nn.Module) -> NeuronSpec | None:
         time=Time.PER_CALL,
         threshold=float(threshold) if threshold.ndim == 0 else threshold,
         dynamics=_dynamics(module),
+        own_step=_own_step(module),
         unsupported=_unsupported(module),
     )
 
@@ -90,6 +93,14 @@ def _unsupported(module: Any) -> dict[str, str]:
     return {method: reason for method, reason in reasons.items() if reason}
 
 
+def _own_step(module: Any) -> dict[str, str]:
+    """Where the kernels do not take the step."""
+    reasons = {"mpbn": "its delayed reset needs the spikes that were fired, step by step"}
+    if isinstance(module, snn.Lapicque) and (module.time_step != 1 or bool((module.R != 1).any())):
+        reasons["*"] = "it scales its input in an order that the kernels do not keep to the last bit"
+    return reasons
+
+
 def _no_membrane_norm(module: Any) -> str | None:
     """Why MPBN cannot take over the firing decision."""
     if not isinstance(module, snn.Leaky | snn.Lapicque):
@@ -102,30 +113,41 @@ def _no_membrane_norm(module: Any) -> str | None:
 
 
 def _dynamics(module: Any) -> Dynamics | None:
-    """The exact equations of Leaky, and of Lapicque without reset to zero."""
-    bump = _surrogate(module.spike_grad)
-    plain = not (module.inhibition or module.state_quant or float(module.reset_mechanism_val) > 2)
+    """`equations` without gradients, and None where something else acts on the step."""
     graded = bool((module.graded_spikes_factor != 1).any())
-    if bump is None or not plain or graded or not getattr(module, "reset_delay", True):
+    if graded or float(module.reset_mechanism_val) > 2:
+        return None
+    found = equations(module)
+    if found is None:
+        return None
+    parts = {name: getattr(found, name) for name in ("decay", "gain", "threshold")}
+    return replace(found, **{k: p.detach() if isinstance(p, Tensor) else p for k, p in parts.items()})
+
+
+def equations(module: Any) -> Dynamics | None:
+    """What Leaky, and Lapicque without reset to zero, compute as they are now, learnable parts with their
+    gradients; None for others. All but the factor of graded spikes."""
+    bump = _surrogate(module.spike_grad)
+    plain = not (module.inhibition or module.state_quant)
+    if bump is None or not plain or not getattr(module, "reset_delay", True):
         return None
     # What runs was chosen when the neuron was built; `reset_mechanism` may have changed since.
     charge = getattr(module.state_function, "__func__", None)
     if charge is None or _overridden(module):
         return None
     resets = {"_base_sub": "soft", "_base_zero": "hard", "_base_int": "none"}
-    reset = resets.get(charge.__name__)
     if charge in (snn.Leaky._base_sub, snn.Leaky._base_zero, snn.Leaky._base_int):
-        decay, gain = module.beta.detach().clamp(0, 1), 1.0
+        decay, gain = module.beta.clamp(0, 1), 1.0
     elif charge in (snn.Lapicque._base_sub, snn.Lapicque._base_int):
         step = module.time_step / (module.R * module.C)
-        decay, gain = (1 - step).detach(), (step * module.R).detach()
+        decay, gain = 1 - step, step * module.R
     else:
         return None
     return Dynamics(
         decay=decay,
         gain=gain,
-        threshold=module.threshold.detach(),
-        reset=reset,  # type: ignore[arg-type]
+        threshold=module.threshold,
+        reset=resets[charge.__name__],  # type: ignore[arg-type]
         timing="delayed",
         fires_at_equality=False,
         detach_reset=True,
@@ -133,6 +155,7 @@ def _dynamics(module: Any) -> Dynamics | None:
     )
 
 
+@functools.lru_cache(maxsize=256)
 def _surrogate(function: Any) -> Surrogate | None:
     """snnTorch's surrogates are closures; their names and captured values tell which they are."""
     qualified = getattr(function, "__qualname__", "")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from snn_ext.patching.decision import Decision, Plan
 from snn_ext.patching.fold import install_blanks
 from snn_ext.patching.record import framework_class, patched_modules
 from snn_ext.patching.sites import scan
+from snn_ext.patching.stepper import device_of, stepper
 
 __all__ = ["FORMAT", "load", "save"]
 
@@ -210,17 +212,16 @@ def _decisions(model: nn.Module, sites: dict[str, Any], path: Path) -> tuple[Dec
                 do="upgrade snn-ext",
             ) from error
         features = entry["features"]
-        decisions.append(
-            Decision(
-                site,
-                methods,
-                tuple(features) if features else None,
-                entry["origin"],
-                entry.get("timesteps"),
-                keeps_time=bool(entry.get("keeps_time")),
-                clock=None if entry.get("clock") is None else here.get(entry["clock"]),
-            )
+        decision = Decision(
+            site,
+            methods,
+            tuple(features) if features else None,
+            entry["origin"],
+            entry.get("timesteps"),
+            keeps_time=bool(entry.get("keeps_time")),
+            clock=None if entry.get("clock") is None else here.get(entry["clock"]),
         )
+        decisions.append(replace(decision, step=stepper(site, decision.done, device_of(model), None)))
     return tuple(decisions)
 
 

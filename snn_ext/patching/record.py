@@ -33,6 +33,7 @@ class Record:
         keeps_time: this neuron tells a norm before it which step it is.
         clock: path of the neuron that tells this norm.
         folded: names of the methods folded for inference; there is no way back.
+        backend: what the user wants its steps to be taken by; None for the best.
     """
 
     adapter: str
@@ -45,6 +46,7 @@ class Record:
     keeps_time: bool = False
     clock: str | None = None
     folded: tuple[str, ...] = ()
+    backend: str | None = None
 
     def attach(self, module: nn.Module) -> None:
         # Through __dict__, so that a framework's own __setattr__ is not involved; `original` sits in

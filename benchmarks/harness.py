@@ -1,0 +1,264 @@
+"""Time and memory of several ways to do one thing, measured together and written down with their origin.
+
+All ways of one case run in turn within every round, and what is reported is the median over rounds of
+the ratio to the baseline *in the same round*: a machine that slows down slows all of them down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+__all__ = ["Case", "Measured", "main", "measure", "origin", "plot", "show"]
+
+ALLOCATOR = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
+"""Without it, tensors of 32 MiB and more are fresh pages at every call, and page faults hide the rest."""
+
+Way = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a benchmark.
+
+    Args:
+        name: what is done, for example ``"LIF T=4 N=65536"``.
+        setup: makes the ways, ``{name: a call of no arguments}``; used for time and for memory.
+        baseline: the way that the others are compared with.
+        units: neuron-steps (or samples) of one call, for the absolute numbers.
+        goals: way -> smallest speed-up over the baseline that is aimed at.
+        rounds: how often all ways are run in turn.
+    """
+
+    name: str
+    setup: Callable[[], Mapping[str, Way]]
+    baseline: str
+    units: int
+    goals: Mapping[str, float] = field(default_factory=dict)
+    rounds: int = 15
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way of one case.
+
+    Attributes:
+        ns: nanoseconds of processor (or device) time per unit, median over rounds.
+        speedup: baseline time / own time of the same round, median over rounds.
+        low, high: quartiles of `speedup`.
+        kept: bytes kept for the backward pass per unit; None where the way has no backward.
+        goal: the speed-up aimed at, if any.
+    """
+
+    case: str
+    way: str
+    ns: float
+    speedup: float
+    low: float
+    high: float
+    kept: float | None
+    goal: float | None
+
+    @property
+    def verdict(self) -> str:
+        """How it stands to its goal."""
+        if self.goal is None:
+            return ""
+        return "met" if self.speedup >= self.goal else "MISSED"
+
+
+def measure(case: Case, device: str = "cpu") -> list[Measured]:
+    """All ways of one case, interleaved."""
+    torch.manual_seed(0)
+    ways = dict(case.setup())
+    loops = {name: _warm(way, device) for name, way in ways.items()}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(case.rounds):
+            for name, way in ways.items():
+                times[name].append(_seconds(way, loops[name], device))
+    finally:
+        gc.enable()
+    return [_summary(case, name, times, _kept(way, case.units)) for name, way in ways.items()]
+
+
+def _summary(case: Case, name: str, times: Mapping[str, list[float]], kept: float | None) -> Measured:
+    ratios = [base / own for base, own in zip(times[case.baseline], times[name], strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    return Measured(
+        case=case.name,
+        way=name,
+        ns=statistics.median(times[name]) / case.units * 1e9,
+        speedup=statistics.median(ratios),
+        low=low,
+        high=high,
+        kept=kept,
+        goal=case.goals.get(name),
+    )
+
+
+def _warm(way: Way, device: str) -> int:
+    """Run until nothing is compiled any more; how many calls fill about 10 ms."""
+    for _ in range(3):
+        way()
+    once = min(_seconds(way, 1, device) for _ in range(3))
+    return max(1, min(200, int(0.01 / max(once, 1e-6))))
+
+
+def _seconds(way: Way, loops: int, device: str) -> float:
+    if device == "cuda":
+        return _device_seconds(way, loops)
+    start = time.process_time()
+    for _ in range(loops):
+        way()
+    return (time.process_time() - start) / loops
+
+
+def _device_seconds(way: Way, loops: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(loops):
+        way()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3 / loops
+
+
+def _kept(way: Way, units: int) -> float | None:
+    """Bytes of distinct memory that one call saves for its backward pass, per unit."""
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        way()
+    return sum(saved.values()) / units if saved else None
+
+
+def origin(device: str, command: Iterable[str]) -> dict[str, Any]:
+    """Where numbers come from: device, versions, commit, command, allocator."""
+    versions = {}
+    for name in ("torch", "spikingjelly", "snntorch", "cupy-cuda13x", "triton"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": _commit(),
+        "command": " ".join(command),
+        "allocator": os.environ.get("GLIBC_TUNABLES", "default"),
+        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _commit() -> str:
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+
+
+def show(results: Iterable[Measured], console: Console) -> None:
+    """The table, losers included."""
+    table = Table(box=None, pad_edge=False)
+    for header in ("case", "way", "ns", "speed-up", "quartiles", "kept B", "goal", ""):
+        table.add_column(header, justify="left" if header in ("case", "way", "") else "right")
+    last = ""
+    for r in results:
+        table.add_row(
+            r.case if r.case != last else "",
+            r.way,
+            f"{r.ns:.3g}",
+            f"{r.speedup:.2f}x",
+            f"{r.low:.2f}-{r.high:.2f}",
+            "" if r.kept is None else f"{r.kept:.1f}",
+            "" if r.goal is None else f"{r.goal:g}x",
+            r.verdict,
+        )
+        last = r.case
+    console.print(table)
+
+
+def main(name: str, cases: Callable[[bool], list[Case]], argv: list[str] | None = None) -> None:
+    """Command line of one benchmark: ``--quick``, ``--out FILE``, ``--plot FILE``, ``--default-allocator``."""
+    parser = argparse.ArgumentParser(description=f"Benchmark: {name}")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, to see it run")
+    parser.add_argument("--out", type=Path, help="write the numbers and their origin as JSON")
+    parser.add_argument("--plot", type=Path, help="write a picture of the speed-ups")
+    parser.add_argument("--default-allocator", action="store_true", help="leave malloc as it is")
+    args = parser.parse_args(argv)
+    if argv is None and not args.default_allocator and "GLIBC_TUNABLES" not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "GLIBC_TUNABLES": ALLOCATOR})
+    torch.set_num_threads(1)
+    results: list[Measured] = []
+    for case in track(cases(args.quick), description=name, console=Console(stderr=True)):
+        results += measure(case)
+    console = Console(width=110)
+    console.print(f"{name}: forward and backward, processor time of one thread; {_processor()}")
+    show(results, console)
+    record = {"benchmark": name, **origin("cpu", sys.argv), "results": [asdict(r) for r in results]}
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    if args.plot:
+        plot(results, args.plot, name)
+
+
+def plot(results: list[Measured], path: Path, title: str) -> None:
+    """Speed-ups over the baseline, one group of bars a case."""
+    from matplotlib.figure import Figure
+
+    cases = list(dict.fromkeys(r.case for r in results))
+    ways = list(dict.fromkeys(r.way for r in results))
+    figure = Figure(figsize=(9, 1.2 + 0.28 * len(results)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(ways)
+    for i, way in enumerate(ways):
+        rows = [(cases.index(r.case), r.speedup) for r in results if r.way == way]
+        axes.barh(
+            [y + (i - len(ways) / 2) * height for y, _ in rows], [s for _, s in rows], height, label=way
+        )
+    axes.set_yticks(range(len(cases)), cases)
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("speed-up over the baseline (1 = as fast)")
+    axes.set_title(title)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
