@@ -1,0 +1,187 @@
+"""Which backend runs a call, why the better ones do not, and how the user chooses."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from snn_ext.dynamics.description import Dynamics
+from snn_ext.errors import BackendUnavailableError, OptionError
+from snn_ext.kernels import candidates
+from snn_ext.kernels.arguments import Call, Result
+from snn_ext.kernels.candidates import BACKENDS, order
+
+__all__ = ["BackendStatus", "Choice", "backends", "choose", "run", "use_backend"]
+
+_LOG = logging.getLogger("snn_ext")
+_NAMES = ("auto", *BACKENDS)
+_asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("snn_ext_backend", default=None)
+_logged: set[str] = set()
+
+
+class Choice(NamedTuple):
+    """What runs a neuron."""
+
+    name: str
+    reason: str
+    """Why no better backend does, or who asked for it; empty for the best."""
+
+
+class BackendStatus(NamedTuple):
+    """One backend on this machine."""
+
+    name: str
+    available: bool
+    reason: str
+    """Why it is not available; empty if it is."""
+    fix: str
+    """What makes it available."""
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run neurons on one backend inside a ``with`` block, in this thread.
+
+    Args:
+        name: ``"auto"`` (the fastest that works), ``"cupy"``, ``"host"``, ``"torch"`` or ``"reference"``.
+            A backend that is asked for by name never gives way to another.
+
+    Raises:
+        OptionError: unknown name.
+    """
+    token = _asked.set(_known(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def _known(name: str, where: str) -> str:
+    if name not in _NAMES:
+        raise OptionError(
+            f"{where} got {name!r}, which is no backend.", do=f"use one of {', '.join(map(repr, _NAMES))}"
+        )
+    return name
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _wanted() -> str:
+    asked = _asked.get()
+    return (
+        asked if asked is not None else _known(os.environ.get("SNN_EXT_BACKEND") or "auto", "SNN_EXT_BACKEND")
+    )
+
+
+def backends() -> list[BackendStatus]:
+    """Every backend, and why it cannot run here; compiles a kernel to find out."""
+    statuses = []
+    for name, backend in BACKENDS.items():
+        reason = backend.probe() or ""
+        statuses.append(BackendStatus(name, not reason, reason, backend.fix if reason else ""))
+    return statuses
+
+
+def choose(
+    what: Call | Dynamics,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Choice:
+    """Which backend would run a call, or a neuron on inputs of a type; runs and compiles nothing.
+
+    Raises:
+        BackendUnavailableError: the backend asked for by name cannot.
+    """
+    if isinstance(what, Dynamics):
+        x = torch.empty(1, 1, 1, dtype=dtype, device="meta")
+        return _choose(Call(x, what), torch.device(device), planned=True)
+    return _choose(what, what.x.device, planned=False)
+
+
+def _choose(call: Call, device: torch.device, *, planned: bool) -> Choice:
+    wanted = _wanted()
+    if wanted != "auto":
+        reason = _reason(wanted, call, device, planned)
+        if reason is not None:
+            raise _error(wanted, reason, call, device)
+        return Choice(wanted, "asked for by name")
+    better: list[str] = []
+    for name in order(device):
+        reason = _reason(name, call, device, planned)
+        if reason is None:
+            return Choice(name, "; ".join(better))
+        better.append(f"{name}: {reason}")
+    raise _error("auto", "no backend can", call, device)
+
+
+def _reason(name: str, call: Call, device: torch.device, planned: bool) -> str | None:
+    """Why a backend does not run this, or None."""
+    if not planned and (reason := candidates.special(name, call)) is not None:
+        return reason
+    backend = BACKENDS[name]
+    return backend.refusal(call, device) or backend.unavailable()
+
+
+def _error(name: str, reason: str, call: Call, device: torch.device) -> BackendUnavailableError:
+    others = [
+        f"{other}: {_reason(other, call, device, planned=True) or 'can'}"
+        for other in order(device)
+        if other != name
+    ]
+    fix = BACKENDS[name].fix if name in BACKENDS and BACKENDS[name].unavailable() else ""
+    return BackendUnavailableError(
+        f"the backend {name!r} was asked for and cannot run this neuron.",
+        why="\n       ".join([f"{name}: {reason}", *others]),
+        do=f"{fix}; or use_backend('auto')" if fix else "use_backend('auto')",
+    )
+
+
+def run(call: Call) -> Result:
+    """Run a neuron over a whole sequence on the backend that was asked for, or on the fastest that works.
+
+    Raises:
+        BackendUnavailableError: the backend asked for by name cannot run it.
+        OptionError: x has no time or batch dimension, T = 0, or a parameter does not broadcast.
+    """
+    x = call.x
+    if x.ndim < 2 or x.shape[0] == 0:
+        raise OptionError(
+            f"a neuron needs an input [T, B, *] with T >= 1, got {list(x.shape)}.",
+            do="stack the steps first: x = torch.stack(steps)",
+        )
+    if torch.compiler.is_compiling():
+        return _traced(call)
+    choice = _choose(call, x.device, planned=False)
+    if choice.reason:
+        _log(choice.reason)
+    try:
+        return BACKENDS[choice.name].run(call)
+    except BackendUnavailableError as error:
+        if _wanted() != "auto" or BACKENDS[choice.name].unavailable() is None:
+            raise
+        _log_once(f"{choice.name}: {error.why}", logging.WARNING)
+    return run(call)  # what failed is unavailable from now on
+
+
+def _traced(call: Call) -> Result:
+    """Within torch.compile: the equations, which it fuses itself, or the operator of a backend."""
+    name = _wanted()
+    return BACKENDS["reference" if name == "auto" else name].traced(call)
+
+
+def _log(reasons: str) -> None:
+    if _wanted() == "auto":
+        for reason in reasons.split("; "):
+            _log_once(reason, logging.INFO)
+
+
+def _log_once(reason: str, level: int) -> None:
+    if reason not in _logged:
+        _logged.add(reason)
+        _LOG.log(level, "fused neurons do not run on %s", reason)
