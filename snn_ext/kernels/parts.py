@@ -138,5 +138,4 @@ class Part:
         h = charged[t - 1]
         if not self.eq.hard and (self.eq.owes or not self.eq.soft):
             return h
-        s = self.eq.fire(h, out=torch.empty_like(h))
-        return self.eq.reset(h, s, out=s)
+        return self.eq.reset(h, self.eq.fire(h, out=torch.empty_like(h)), out=torch.empty_like(h))

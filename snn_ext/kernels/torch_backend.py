@@ -41,14 +41,15 @@ def run(call: Call, *, smooth: bool = False) -> Result:
     learns = torch.is_grad_enabled() and call.folded is None
     if learns and any(t is not None and t.requires_grad for t in inputs):
         return Result(*_Multistep.apply(rule, call.store, *inputs))
-    return _forward(rule, inputs, None, store=call.store)
+    with torch.no_grad():
+        return _forward(rule, inputs, None, store=call.store)
 
 
 def first_membrane(call: Call, *, smooth: bool = False) -> tuple[Tensor, Tensor | None]:
     """The membrane [B, *] that the first step charges, and what a delayed soft reset that is still due
     takes from the result (with autograd)."""
     d, dtype, device = call.dynamics, call.state_dtype, call.x.device
-    v0 = None if call.v0 is None else torch.as_tensor(call.v0, device=device).to(dtype)
+    v0 = None if call.v0 is None else torch.as_tensor(call.v0, dtype=dtype, device=device)
     if call.v is None:
         start = torch.scalar_tensor(d.rest, dtype=dtype, device=device) if v0 is None else v0
         return start.expand(call.x.shape[1:]), None
