@@ -216,7 +216,7 @@ def show(results: Iterable[Measured], console: Console) -> None:
 
 
 def main(name: str, cases: Callable[[bool], list[Case]], argv: list[str] | None = None) -> None:
-    """Command line of one benchmark: ``--quick``, ``--out FILE``, ``--plot FILE``, ``--default-allocator``."""
+    """Command line of one benchmark, see ``--help``."""
     parser = argparse.ArgumentParser(description=f"Benchmark: {name}")
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, to see it run")
     parser.add_argument("--out", type=Path, help="write the numbers and their origin as JSON")

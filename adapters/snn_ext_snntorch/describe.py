@@ -120,8 +120,13 @@ def _dynamics(module: Any) -> Dynamics | None:
     found = equations(module)
     if found is None:
         return None
-    parts = {name: getattr(found, name) for name in ("decay", "gain", "threshold")}
-    return replace(found, **{k: p.detach() if isinstance(p, Tensor) else p for k, p in parts.items()})
+    return replace(
+        found, decay=_value(found.decay), gain=_value(found.gain), threshold=_value(found.threshold)
+    )
+
+
+def _value(p: float | Tensor) -> float | Tensor:
+    return p.detach() if isinstance(p, Tensor) else p
 
 
 def equations(module: Any) -> Dynamics | None:

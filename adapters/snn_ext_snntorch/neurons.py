@@ -147,7 +147,15 @@ def mixins(methods: tuple[str, ...]) -> tuple[type, ...]:
 
 def adopt_state(module: Any) -> None:
     """Patched in the middle of a sequence: a membrane that is not all zero is carried on."""
-    for name in ("_ext_inside", "_ext_stepped", "_ext_factor", "_ext_t", "_ext_begins", "_ext_normalised", "_ext_fired"):
+    for name in (
+        "_ext_inside",
+        "_ext_stepped",
+        "_ext_factor",
+        "_ext_t",
+        "_ext_begins",
+        "_ext_normalised",
+        "_ext_fired",
+    ):
         if hasattr(module, name):  # from the start: running must not make new attributes
             module.__dict__[name] = getattr(module, name)
     mem = module._buffers.get("mem")

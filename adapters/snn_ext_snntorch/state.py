@@ -76,7 +76,7 @@ class State(FusedNeuron, snn.SpikingNeuron):  # type: ignore[misc]
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         # .to() and .half() make new buffers; the sequence goes on nevertheless.
         old = self.mem
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if is_carried(old):
             carried(self.mem, of=old)
         return self

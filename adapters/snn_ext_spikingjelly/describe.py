@@ -14,7 +14,15 @@ from snn_ext import Dynamics, Leak, NeuronSpec, NormSpec, Time, original_class
 from snn_ext.surrogates import ATan, PiecewiseQuadratic, Rectangle, Sigmoid, Surrogate
 from snn_ext_spikingjelly.compat import missing_feature
 
-__all__ = ["calls_steps", "current_dynamics", "describe", "describe_norm", "dynamics", "equations", "merges_time"]
+__all__ = [
+    "calls_steps",
+    "current_dynamics",
+    "describe",
+    "describe_norm",
+    "dynamics",
+    "equations",
+    "merges_time",
+]
 
 _PACKAGE = "spikingjelly.activation_based.neuron"
 _STEPS = ("single_step_forward", "multi_step_forward")

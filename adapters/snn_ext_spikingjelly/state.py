@@ -76,7 +76,7 @@ class State(FusedNeuron, base.MemoryModule):  # type: ignore[misc]
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # .to() makes new tensors; the sequence goes on nevertheless. (The framework knows no `recurse`.)
         old = self._memories["v"]
-        super()._apply(fn)
+        super()._apply(fn)  # type: ignore[no-untyped-call]
         if self._ext_counts and isinstance(old, Tensor) and is_carried(old):
             carried(self._memories["v"], of=old)
         return self
@@ -94,11 +94,8 @@ class State(FusedNeuron, base.MemoryModule):  # type: ignore[misc]
         return any(p.dtype == dtype for norm in norms for p in norm.parameters())
 
     def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        fused = None if args or kwargs or self.store_v_seq else self._run_fused(x.unsqueeze(0), "s")
-        if fused is not None:
-            y = fused[0]
-        else:
-            y = in_dtype_of(x, super().single_step_forward(x, *args, **kwargs))
+        fused = None if args or kwargs else self._run_fused(x.unsqueeze(0), "s")
+        y = in_dtype_of(x, super().single_step_forward(x, *args, **kwargs)) if fused is None else fused[0]
         self._mark(self._memories["v"], self._ext_t + 1)
         return y
 
@@ -112,7 +109,7 @@ class State(FusedNeuron, base.MemoryModule):  # type: ignore[misc]
     def _run_fused(self, x: Tensor, step_mode: str) -> Tensor | None:
         """Spikes [T, B, *] by the kernels; None where the framework's own step is to be taken."""
         dynamics = current_dynamics(self) if self.fuses(x) else None
-        if dynamics is None:
+        if dynamics is None or (self.store_v_seq and step_mode == "s"):
             return None
         v = self._memories["v"]
         on = isinstance(v, Tensor) and v.shape == x.shape[1:]
@@ -140,5 +137,6 @@ def goes_on(v: Any, x: Tensor) -> bool:
 
 
 def in_dtype_of(x: Tensor, y: Any) -> Any:
+    """y in the floating-point type of x, if both are such."""
     floats = x.is_floating_point() and isinstance(y, Tensor) and y.is_floating_point()
     return y.to(x.dtype) if floats else y

@@ -17,10 +17,23 @@ from snn_ext.kernels import candidates
 from snn_ext.kernels.arguments import Call, Result
 from snn_ext.kernels.candidates import BACKENDS, order
 
-__all__ = ["BackendStatus", "Choice", "backends", "choose", "run", "use_backend"]
+__all__ = [
+    "FRAMEWORK",
+    "NAMES",
+    "BackendStatus",
+    "Choice",
+    "backends",
+    "choose",
+    "preferred",
+    "run",
+    "use_backend",
+    "wanted",
+]
 
 _LOG = logging.getLogger("snn_ext")
-_NAMES = ("auto", *BACKENDS)
+FRAMEWORK = "framework"
+NAMES = ("auto", FRAMEWORK, *BACKENDS)
+_preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar("snn_ext_preferred", default=None)
 _asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("snn_ext_backend", default=None)
 _logged: set[str] = set()
 
@@ -49,8 +62,9 @@ def use_backend(name: str) -> Iterator[None]:
     """Run neurons on one backend inside a ``with`` block, in this thread.
 
     Args:
-        name: ``"auto"`` (the fastest that works), ``"cupy"``, ``"host"``, ``"torch"`` or ``"reference"``.
-            A backend that is asked for by name never gives way to another.
+        name: ``"auto"`` (the fastest that works), ``"cupy"``, ``"host"``, ``"torch"`` or ``"reference"``:
+            a backend that is asked for by name never gives way to another. ``"framework"``: no kernels,
+            patched neurons take their framework's own step.
 
     Raises:
         OptionError: unknown name.
@@ -62,20 +76,34 @@ def use_backend(name: str) -> Iterator[None]:
         _asked.reset(token)
 
 
+@contextlib.contextmanager
+def preferred(name: str | None) -> Iterator[None]:
+    """Like `use_backend`, for what a model was patched with: `use_backend` goes before it."""
+    token = _preferred.set(None if name is None else _known(name, "backend="))
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
+def wanted() -> str:
+    """What the user wants now: the name of a backend, "auto" or "framework"."""
+    found: str = _wanted()
+    return found
+
+
 def _known(name: str, where: str) -> str:
-    if name not in _NAMES:
+    if name not in NAMES:
         raise OptionError(
-            f"{where} got {name!r}, which is no backend.", do=f"use one of {', '.join(map(repr, _NAMES))}"
+            f"{where} got {name!r}, which is no backend.", do=f"use one of {', '.join(map(repr, NAMES))}"
         )
     return name
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _wanted() -> str:
-    asked = _asked.get()
-    return (
-        asked if asked is not None else _known(os.environ.get("SNN_EXT_BACKEND") or "auto", "SNN_EXT_BACKEND")
-    )
+    asked = _asked.get() or _preferred.get()
+    return asked or _known(os.environ.get("SNN_EXT_BACKEND") or "auto", "SNN_EXT_BACKEND")
 
 
 def backends() -> list[BackendStatus]:
@@ -106,6 +134,8 @@ def choose(
 
 def _choose(call: Call, device: torch.device, *, planned: bool) -> Choice:
     wanted = _wanted()
+    if wanted == FRAMEWORK:
+        return Choice("reference", "the framework's own step was asked for")
     if wanted != "auto":
         reason = _reason(wanted, call, device, planned)
         if reason is not None:

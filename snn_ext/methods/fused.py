@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from snn_ext import kernels
 from snn_ext.dynamics.description import Dynamics
-from snn_ext.methods.norms import FoldedMembraneNorm, MembraneBatchNorm, NormalisedMembrane
+from snn_ext.methods.norms import FoldedMembraneNorm, NormalisedMembrane
 
 __all__ = ["FusedNeuron"]
 
@@ -21,7 +21,16 @@ class FusedNeuron(nn.Module):
 
     def fuses(self, x: Tensor) -> bool:
         """Whether the kernels take a step with this input, [T, B, *] or [B, *]."""
-        return self._ext_backend is not None and kernels.takes(x)
+        return (
+            self._ext_backend is not None
+            and kernels.takes(x)
+            and self._fuses_norm()
+            and kernels.wanted() != kernels.FRAMEWORK
+        )
+
+    def _fuses_norm(self) -> bool:
+        norm = self._modules.get("mpbn")
+        return norm is None or (isinstance(norm, FoldedMembraneNorm) and not self.training)
 
     def fused(
         self,
@@ -40,6 +49,7 @@ class FusedNeuron(nn.Module):
             norm.check(x[0])
             folded = (norm.threshold, norm.sign)
         call = kernels.Call(x, dynamics, v=v, v0=v0, resume=resume, folded=folded, store=store)
-        if isinstance(norm, MembraneBatchNorm):
-            return kernels.run_normalised(call, norm.statistics(), carry=norm.carry)
-        return kernels.run(call, backend=self._ext_backend or "auto")
+        if self._ext_backend == "auto":
+            return kernels.run(call)
+        with kernels.preferred(self._ext_backend):
+            return kernels.run(call)

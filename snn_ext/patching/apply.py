@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from snn_ext import kernels
 from snn_ext.errors import AdapterError, FoldError, OptionError
 from snn_ext.methods.clock import Clock, ClockedNorm
 from snn_ext.methods.fused import FusedNeuron
@@ -25,7 +26,7 @@ from snn_ext.patching.record import (
     walk,
 )
 from snn_ext.patching.sites import Patterns, Site
-from snn_ext.patching.stepper import FRAMEWORK, device_of
+from snn_ext.patching.stepper import device_of
 
 __all__ = ["execute", "patch", "plan", "take_back_all", "unpatch"]
 
@@ -203,7 +204,7 @@ def _replace(
     for name, part in made.items():
         attach(new, decision.methods[name], part, site.paths[0])
     if isinstance(new, FusedNeuron):
-        taken = decision.step.name not in ("", FRAMEWORK)
+        taken = decision.step.name not in ("", kernels.FRAMEWORK)
         new.__dict__["_ext_backend"] = (decision.backend or "auto") if taken else None
     Record(
         adapter=site.adapter,

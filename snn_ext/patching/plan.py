@@ -118,9 +118,7 @@ def _decide_site(context: _Context, site: Site, wishes: Mapping[str, Wish]) -> D
                 why=f"it has {list(record.methods.values())}, asked for {list(possible.values())}",
                 do="snn_ext.unpatch(model) first, or leave this site out with exclude=...",
             )
-        return Decision(
-            site, possible, record.features, record.origin, record.timesteps, reason=ALREADY
-        )
+        return Decision(site, possible, record.features, record.origin, record.timesteps, reason=ALREADY)
     named = any(wish.named for wish in wishes.values())
     if context.traced is not None and not context.inputs(site) and not named:
         return Decision(site, reason="never called with example_input")

@@ -13,9 +13,7 @@ from snn_ext.dynamics.description import NeuronSpec
 from snn_ext.errors import OptionError, UnsupportedSiteError
 from snn_ext.patching.sites import Site
 
-__all__ = ["FRAMEWORK", "NOBODY", "Stepper", "device_of", "parse_backend", "stepper"]
-
-FRAMEWORK = "framework"
+__all__ = ["NOBODY", "Stepper", "device_of", "parse_backend", "stepper"]
 
 
 class Stepper(NamedTuple):
@@ -34,10 +32,10 @@ def parse_backend(backend: str | None) -> str | None:
     Raises:
         OptionError: no backend of that name.
     """
-    names = (FRAMEWORK, *kernels.NAMES)
-    if backend is None or backend in names:
+    if backend is None or backend in kernels.NAMES:
         return backend
-    raise OptionError(f"backend={backend!r} is not known.", do=f"use one of {', '.join(map(repr, names))}")
+    known = ", ".join(map(repr, kernels.NAMES))
+    raise OptionError(f"backend={backend!r} is not known.", do=f"use one of {known}")
 
 
 def stepper(site: Site, methods: tuple[str, ...], device: torch.device, backend: str | None) -> Stepper:
@@ -50,8 +48,8 @@ def stepper(site: Site, methods: tuple[str, ...], device: torch.device, backend:
     spec = site.spec
     if not isinstance(spec, NeuronSpec) or not methods:
         return NOBODY
-    if backend == FRAMEWORK:
-        return Stepper(FRAMEWORK, "asked for")
+    if backend == kernels.FRAMEWORK:
+        return Stepper(kernels.FRAMEWORK, "asked for")
     keys = (*methods, "*") if backend else (*methods, "*", device.type)
     reasons = [spec.own_step[key] for key in keys if key in spec.own_step]
     if spec.dynamics is None:
@@ -64,7 +62,7 @@ def stepper(site: Site, methods: tuple[str, ...], device: torch.device, backend:
             do="leave this site out with exclude=, or drop backend=",
         )
     if reasons or spec.dynamics is None:
-        return Stepper(FRAMEWORK, reasons[0])
+        return Stepper(kernels.FRAMEWORK, reasons[0])
     with kernels.preferred(backend):
         return Stepper(*kernels.choose(spec.dynamics, device=device))
 

@@ -48,8 +48,6 @@ class Row:
         methods = ", ".join(m.upper() for m in self.methods)
         if not self.methods:
             methods, features = "none", ""
-        elif self.note:
-            methods += f" ({self.note})"
         counts = " + ".join(map(str, self.parameters.values()))
         values = (name, self.module, self.adapter, self.time, features, methods, counts, self.step)
         return [Text(v) for v in values]
@@ -71,6 +69,9 @@ def render(title: str, rows: Sequence[Row]) -> str:
     for note in dict.fromkeys(row.note for row in rows if not row.methods):
         left_out = ", ".join(row.site for row in rows if not row.methods and row.note == note)
         lines += textwrap.wrap(f"none at {left_out}: {note}", WIDTH, subsequent_indent="  ")
+    for note in dict.fromkeys(row.note for row in rows if row.methods and row.note):
+        there = ", ".join(row.site for row in rows if row.methods and row.note == note)
+        lines += textwrap.wrap(f"{there}: {note}", WIDTH, subsequent_indent="  ")
     for why in dict.fromkeys((row.step, row.step_note) for row in rows if row.step_note):
         there = ", ".join(row.site for row in rows if (row.step, row.step_note) == why)
         lines += textwrap.wrap(f"step {why[0]} at {there}: {why[1]}", WIDTH, subsequent_indent="  ")
