@@ -270,6 +270,7 @@ NETWORKS: dict[str, tuple[Callable[[str], nn.Module], Callable[[str], str], str,
 }
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_patched_network_is_one_built_with_theirs(name: str) -> None:
     make, rename, kind, mode = NETWORKS[name]
