@@ -70,7 +70,6 @@ def _known(name: str, where: str) -> str:
     return name
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _wanted() -> str:
     asked = _asked.get()
     return (
