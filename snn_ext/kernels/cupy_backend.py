@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import importlib
@@ -17,21 +18,21 @@ from snn_ext.kernels.arguments import Call, Result
 from snn_ext.kernels.build import SOURCES
 from snn_ext.kernels.spec import Spec
 
-__all__ = ["CUPY", "FIX", "Cupy", "options", "probe", "recompute", "run", "source", "traced", "unavailable"]
+__all__ = ["CUPY", "FIX", "Cupy", "blocks", "lanes_for", "options", "probe", "recompute", "run", "source", "traced", "unavailable"]
 
 FIX = "pip install 'snn-ext[cuda13]' (or [cuda12], as your torch) on a machine with a CUDA device"
 
 THREADS = 128  # of a block
-_UNROLLED = 16  # steps of which h fits into registers
+_UNROLLED = 16  # values of h that a thread keeps in registers
 
 
 class Cupy:
-    """Compiled kernels, one module per specialisation."""
+    """Compiled kernels, two per specialisation and device."""
 
     name = "cupy"
 
     def __init__(self) -> None:
-        self._kernels: dict[tuple[Spec, str, int], Any] = {}
+        self._kernels: dict[tuple[Spec, int, str, int], Any] = {}
         self._lock = threading.Lock()
 
     def launch(self, kernel: Spec, direction: str, arguments: Arguments, device: torch.device) -> None:
@@ -39,22 +40,24 @@ class Cupy:
         if not arguments.neurons:
             return
         cupy, numpy = importlib.import_module("cupy"), importlib.import_module("numpy")
+        lanes = lanes_for(kernel, arguments)
         with torch.cuda.device(device):
-            stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream)
-            function = self._kernel(cupy, kernel, direction, torch.cuda.current_device())
+            current = torch.cuda.current_device()
+            stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, current)
+            function = self._kernel(cupy, kernel, lanes, direction, current)
             # One structure, by value: CuPy passes the memory of an array of NumPy as it is.
-            packed = numpy.frombuffer(bytes(arguments), dtype=numpy.uint8)
+            packed = numpy.frombuffer(arguments, dtype=f"V{ctypes.sizeof(Arguments)}")
             with stream:
-                function((_blocks(arguments.neurons),), (THREADS,), (packed,))
+                function((blocks(arguments.neurons // lanes),), (THREADS,), (packed,))
 
-    def _kernel(self, cupy: Any, kernel: Spec, direction: str, device: int) -> Any:
-        found = self._kernels.get((kernel, direction, device))
+    def _kernel(self, cupy: Any, kernel: Spec, lanes: int, direction: str, device: int) -> Any:
+        found = self._kernels.get((kernel, lanes, direction, device))
         if found is None:
             with self._lock:
-                module = cupy.RawModule(code=source(), options=options(kernel), backend="nvrtc")
+                module = cupy.RawModule(code=source(), options=options(kernel, lanes), backend="nvrtc")
                 for each in ("forward", "backward"):
-                    self._kernels[kernel, each, device] = module.get_function(f"neuron_{each}")
-                found = self._kernels[kernel, direction, device]
+                    self._kernels[kernel, lanes, each, device] = module.get_function(f"neuron_{each}")
+                found = self._kernels[kernel, lanes, direction, device]
         return found
 
 
@@ -62,8 +65,31 @@ CUPY = Cupy()
 ops.register(CUPY)
 
 
-def _blocks(neurons: int) -> int:
-    return min((neurons + THREADS - 1) // THREADS, 2**31 - 1)
+def blocks(threads: int) -> int:
+    return min((threads + THREADS - 1) // THREADS, 2**31 - 1)
+
+
+_POINTERS = ("x", "spikes", "h", "membranes", "grad_spikes", "grad_membranes", "grad_x")
+_PER_NEURON = ("membrane", "v", "grad_membrane", "grad_v", "grad_decay", "grad_threshold")
+
+
+def lanes_for(kernel: Spec, arguments: Arguments) -> int:
+    """Neighbouring neurons per thread: as many as keep h in registers, and as memory is aligned to.
+
+    One read of 2 or 4 bytes per step and thread leaves the memory half idle.
+    """
+    lanes = 1 if kernel.affine else max(1, min(4, _UNROLLED // max(1, kernel.unrolled)))
+    while lanes > 1 and not _aligned(kernel, arguments, lanes):
+        lanes //= 2
+    return lanes
+
+
+def _aligned(kernel: Spec, a: Arguments, lanes: int) -> bool:
+    size = lanes * kernel.dtype.itemsize  # of the smaller type: the state's is checked below
+    state = lanes * 4
+    steps = all((getattr(a, name) or 0) % size == 0 and getattr(a, f"{name}_step") % lanes == 0 for name in _POINTERS)
+    states = (*_PER_NEURON, "h", "membranes", "grad_membranes")
+    return a.neurons % lanes == 0 and steps and all((getattr(a, name) or 0) % state == 0 for name in states)
 
 
 @functools.cache
@@ -79,14 +105,14 @@ def _headers() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def options(kernel: Spec, name: str = "neuron") -> tuple[str, ...]:
+def options(kernel: Spec, lanes: int = 1, name: str = "neuron") -> tuple[str, ...]:
     """Options of NVRTC. No contraction to FMA: it would flip spikes."""
     return (
         "--std=c++17",
         "--fmad=false",
         f"-I{SOURCES}",
         f"-DSNN_HEADERS={_headers()}",
-        f"-DSNN_SPECS=SNN_SPEC({name},{kernel.template})",
+        f"-DSNN_SPECS=SNN_SPEC({name},{lanes},{kernel.template})",
     )
 
 

@@ -100,7 +100,6 @@ def _known(name: str, where: str) -> str:
     return name
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _wanted() -> str:
     asked = _asked.get() or _preferred.get()
     return asked or _known(os.environ.get("SNN_EXT_BACKEND") or "auto", "SNN_EXT_BACKEND")

@@ -65,7 +65,7 @@ template <class S, bool U> int backward(const Arguments& a) {
 // 0, or 1 if there is no memory.
 #define SNN_SPEC(name, ...)                                                                          \
     extern "C" int name##_forward(const snn::Arguments* a) {                                         \
-        using S = snn::Spec<__VA_ARGS__>;                                                            \
+        using S = snn::Spec<__VA_ARGS__>::ahead;                                                     \
         return snn::uniform(*a) ? snn::forward<S, true>(*a) : snn::forward<S, false>(*a);            \
     }                                                                                                \
     extern "C" int name##_backward(const snn::Arguments* a) {                                        \

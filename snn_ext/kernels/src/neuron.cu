@@ -1,11 +1,13 @@
-// Kernels of a CUDA module: for every SNN_SPEC(name, ...) in SNN_SPECS, name_forward and name_backward.
+// Kernels of a CUDA module: for every SNN_SPEC(name, lanes, ...) in SNN_SPECS, name_forward and name_backward.
 #include "grid.cuh"
 
-#define SNN_SPEC(name, ...)                                                                  \
+#define SNN_SPEC(name, lanes, ...)                                                             \
     extern "C" __global__ void __launch_bounds__(128) name##_forward(const snn::Arguments a) { \
-        SNN_NEURONS(n, a) snn::Cell<snn::Spec<__VA_ARGS__>>(a, n).forward();                 \
-    }                                                                                        \
+        using S = snn::Spec<__VA_ARGS__>::ahead;                                               \
+        SNN_CELLS(forward, lanes, a, S)                                                        \
+    }                                                                                          \
     extern "C" __global__ void __launch_bounds__(128) name##_backward(const snn::Arguments a) { \
-        SNN_NEURONS(n, a) snn::Cell<snn::Spec<__VA_ARGS__>>(a, n).backward();                \
+        using S = snn::Spec<__VA_ARGS__>;                                                      \
+        SNN_CELLS(backward, lanes, a, S)                                                       \
     }
 SNN_SPECS

@@ -31,6 +31,9 @@ struct Spec {
     static constexpr int unrolled = UNROLLED;   // CUDA: T when h is computed again in registers, else 0
     using io = IO;
     using state = typename StateOf<IO>::type;
+    // Specialisations that differ in the backward only share their forward.
+    using ahead = Spec<CHARGE, RESET, DELAYED, EQUALITY, false, SMOOTH ? SURROGATE : ATAN, FOLDED, AFFINE, false,
+                       SMOOTH, UNROLLED, IO>;
 };
 
 template <class R> struct Neuron {
