@@ -44,7 +44,8 @@ class Equations:
     Args:
         dynamics: which equations. Of its numbers those are read that are no tensors.
         parameters: its numbers and tensors, broadcastable to the membranes.
-        folded: signed thresholds (threshold, sign) of a folded MPBN to fire by, instead of theta.
+        folded: of a folded MPBN, to fire by instead of theta: sign * threshold, and the sign if it is not
+            positive everywhere.
         smooth: fire by the surrogate's primitive (for gradient checks only).
     """
 
@@ -53,18 +54,18 @@ class Equations:
         dynamics: Dynamics,
         parameters: Parameters,
         *,
-        folded: tuple[Tensor, Tensor] | None = None,
+        folded: tuple[Tensor, Tensor | None] | None = None,
         smooth: bool = False,
     ) -> None:
         self.d, self.leak, self.rest, self.smooth = dynamics, dynamics.leak, dynamics.rest, smooth
         self.threshold, self.rate, self.gain = parameters
         self.share = None if self.leak is None else _exact_share(self.leak)
         self.offset = self._offset() if self.leak is None and self.rest else None
-        self.sign = None if folded is None else folded[1]
-        self.signed = None if folded is None else folded[0] * folded[1]
+        self.compared, self.sign = (self.threshold, None) if folded is None else folded
         self.hard, self.soft = dynamics.reset == "hard", dynamics.reset == "soft"
         self.delayed = dynamics.timing == "delayed" and dynamics.reset != "none"
         self.owes = self.delayed and self.soft  # its reset comes after the next charge
+        self.resets_now = self.hard or (self.soft and not self.owes)  # before the next charge
         self._flat: Tensor | None = None
 
     def _offset(self) -> Tensor | float:
@@ -81,6 +82,8 @@ class Equations:
             if self.share is not None:
                 return torch.add(v, out, alpha=self.share, out=out)
             return self._lost(out, out).add_(v)
+        if self.share == 0.5 and not self.rest:  # V - V / 2 is V / 2
+            return torch.add(x, v, alpha=0.5, out=out)
         if self.share is not None:
             return torch.sub(v, distance, alpha=self.share, out=out).add_(x)
         return torch.sub(v, self._lost(distance, out), out=out).add_(x)
@@ -102,9 +105,9 @@ class Equations:
         if self.smooth:
             return out.copy_(self.d.surrogate.primitive(decided - self.threshold))
         compare = torch.ge if self.d.fires_at_equality else torch.gt
-        if self.sign is None or self.signed is None:
-            return compare(decided, self.threshold, out=out)
-        return compare(torch.mul(decided, self.sign, out=out), self.signed, out=out)
+        if self.sign is not None:
+            decided = torch.mul(decided, self.sign, out=out)
+        return compare(decided, self.compared, out=out)
 
     def reset(self, v: Tensor, s: Tensor, out: Tensor) -> Tensor:
         """The membrane after a hard or soft reset by `s`."""

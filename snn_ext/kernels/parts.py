@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from snn_ext.dynamics.description import Dynamics
 from snn_ext.kernels.inplace import Equations, Parameters
 
-__all__ = ["Index", "Inputs", "Part", "Rule", "blocks", "steps"]
+__all__ = ["Index", "Inputs", "Normalise", "Part", "Rule", "blocks", "steps"]
 
 Index = tuple[slice, ...]
 """Of one step [B, *]; () is all of it."""
@@ -47,7 +47,8 @@ class Rule(NamedTuple):
     """What a neuron does, apart from everything with a gradient."""
 
     dynamics: Dynamics
-    folded: tuple[Tensor, Tensor] | None = None
+    folded: tuple[Tensor, Tensor | None] | None = None
+    """See `Equations`."""
     smooth: bool = False
 
 
@@ -69,6 +70,10 @@ class Inputs(NamedTuple):
     gain: Tensor
 
 
+Normalise = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+"""From step and H: what is decided on, and what is carried on."""
+
+
 class Part:
     """Some neurons of a call, over all its steps."""
 
@@ -79,7 +84,10 @@ class Part:
         self.owed = None if inputs.owed is None else inputs.owed[index]
         self.scale, self.shift = (self._affine(p) for p in (inputs.scale, inputs.shift))
         parameters = Parameters(*(self._share(p) for p in (inputs.threshold, inputs.rate, inputs.gain)))
-        folded = rule.folded and (self._share(rule.folded[0]), self._share(rule.folded[1]))
+        folded = None
+        if rule.folded is not None:
+            threshold, sign = rule.folded
+            folded = self._share(threshold), None if sign is None else self._share(sign)
         self.eq = Equations(rule.dynamics, parameters, folded=folded, smooth=rule.smooth)
 
     def _share(self, value: Tensor) -> Tensor:
@@ -104,10 +112,12 @@ class Part:
         spikes: Sequence[Tensor],
         membrane: Tensor,
         membranes: Sequence[Tensor] | None = None,
+        normalise: Normalise | None = None,
     ) -> None:
         """Run all steps and fill in the charged membranes, spikes, the last membrane, and all of them.
 
-        Room for two charged membranes is enough where none is looked at afterwards, and for one spike.
+        Where they are not looked at afterwards, `spare` is room enough for the charged membranes, and one
+        step's for the spikes.
         """
         eq, v, owed = self.eq, self.start, self.owed
         number = None if spikes[0].dtype == membrane.dtype else torch.empty_like(membrane)
@@ -115,14 +125,19 @@ class Part:
             h = eq.charge(self.current(t), v, out=charged[t % len(charged)])
             if owed is not None:
                 h.sub_(owed)
-            s = eq.fire(h, out=spikes[t % len(spikes)] if number is None else number)
+            decided, kept = (h, h) if normalise is None else normalise(t, h)
+            s = eq.fire(decided, out=spikes[t % len(spikes)] if number is None else number)
             if number is not None:
                 spikes[t % len(spikes)].copy_(s)
             owed = s * eq.threshold if eq.owes else None
-            v = eq.reset(h, s, out=membrane) if eq.hard or (eq.soft and not eq.owes) else h
+            v = eq.reset(kept, s, out=membrane) if eq.resets_now else kept
             if membranes is not None:
-                membranes[t].copy_(h if eq.delayed else v)
-        membrane.copy_(h if eq.delayed else v)
+                membranes[t].copy_(kept if eq.delayed else v)
+        membrane.copy_(kept if eq.delayed else v)
+
+    def spare(self) -> list[Tensor]:
+        """Room for a charged membrane, and for the one before where it is carried as it is."""
+        return [torch.empty_like(self.start) for _ in range(1 if self.eq.resets_now else 2)]
 
     def charged(self) -> list[Tensor]:
         """The charged membranes once more."""
@@ -131,11 +146,11 @@ class Part:
         self.run(h, [torch.empty_like(spare)], spare)
         return h
 
-    def membrane_before(self, t: int, charged: Sequence[Tensor]) -> Tensor:
+    def membrane_before(self, t: int, decided: Sequence[Tensor], kept: Sequence[Tensor]) -> Tensor:
         """What step `t` charged."""
         if t == 0:
             return self.start
-        h = charged[t - 1]
-        if not self.eq.hard and (self.eq.owes or not self.eq.soft):
-            return h
-        return self.eq.reset(h, self.eq.fire(h, out=torch.empty_like(h)), out=torch.empty_like(h))
+        if not self.eq.resets_now:
+            return kept[t - 1]
+        s = self.eq.fire(decided[t - 1], out=torch.empty_like(kept[t - 1]))
+        return self.eq.reset(kept[t - 1], s, out=torch.empty_like(s))

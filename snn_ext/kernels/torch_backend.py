@@ -17,9 +17,9 @@ from snn_ext.errors import OptionError
 from snn_ext.kernels.arguments import Call, Result
 from snn_ext.kernels.inplace import Parameters
 from snn_ext.kernels.parts import Inputs, Part, Rule, blocks, steps
-from snn_ext.kernels.torch_gradients import Into, Outer, Room, backward
+from snn_ext.kernels.torch_gradients import Into, Outer, Room, backward, needs_input
 
-__all__ = ["first_membrane", "over_channels", "refuse_double", "run"]
+__all__ = ["gather", "refuse_double", "room_for_result", "run"]
 
 
 def run(call: Call, *, smooth: bool = False) -> Result:
@@ -32,11 +32,8 @@ def run(call: Call, *, smooth: bool = False) -> Result:
     Raises:
         OptionError: in the backward pass, if it is to be differentiated again.
     """
-    start, owed = first_membrane(call, smooth=smooth)
-    scale, shift = (over_channels(p, call.x) for p in (call.scale, call.shift))
-    threshold, rate, gain = Parameters.of(call.dynamics, call.state_dtype)
-    inputs = Inputs(call.x, start, owed, scale, shift, threshold, rate, gain)
-    rule = Rule(call.dynamics, call.folded, smooth)
+    inputs = gather(call, pending(call, smooth=smooth))
+    rule = Rule(call.dynamics, None if call.folded is None else signed(*call.folded), smooth)
     # By folded thresholds nothing is learned: there is no gradient to any of the inputs.
     learns = torch.is_grad_enabled() and call.folded is None
     if learns and any(t is not None and t.requires_grad for t in inputs):
@@ -45,26 +42,42 @@ def run(call: Call, *, smooth: bool = False) -> Result:
         return _forward(rule, inputs, None, store=call.store)
 
 
-def first_membrane(call: Call, *, smooth: bool = False) -> tuple[Tensor, Tensor | None]:
-    """The membrane [B, *] that the first step charges, and what a delayed soft reset that is still due
-    takes from the result (with autograd)."""
-    d, dtype, device = call.dynamics, call.state_dtype, call.x.device
-    v0 = None if call.v0 is None else torch.as_tensor(call.v0, dtype=dtype, device=device)
-    if call.v is None:
-        start = torch.scalar_tensor(d.rest, dtype=dtype, device=device) if v0 is None else v0
-        return start.expand(call.x.shape[1:]), None
-    v = call.v.to(dtype)
-    start = (v if v0 is None else v + v0).expand(call.x.shape[1:])
-    if not call.resume or d.timing != "delayed" or d.reset == "none":
-        return start, None
+def signed(threshold: Tensor, sign: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Folded thresholds as sign * threshold, and the sign where there are negative ones."""
+    if sign.device.type == "cpu" and bool((sign > 0).all()):  # elsewhere, looking would mean waiting
+        return threshold, None
+    return threshold * sign, sign
+
+
+def pending(call: Call, *, smooth: bool = False) -> Tensor | None:
+    """The spikes of the step before the first, where their reset is still due."""
+    d = call.dynamics
+    if call.v is None or not call.resume or d.timing != "delayed":
+        return None
     if call.folded is None:
         decide = functional.decide_plain(d, smooth=smooth)
     else:
         decide = functional.decide_folded(*call.folded, fires_at_equality=d.fires_at_equality)
-    s, _ = decide(v)
-    if d.reset == "hard":
-        return functional.reset(start, s, d), None
-    return start, d.threshold * (s.detach() if d.detach_reset else s)
+    return decide(call.v.to(call.state_dtype))[0]
+
+
+def gather(call: Call, pending: Tensor | None) -> Inputs:
+    """Everything that may have a gradient, made of a call by operations that pass it on; `pending` are the
+    spikes of the step before the first, whose delayed reset is still due."""
+    d, dtype, device = call.dynamics, call.state_dtype, call.x.device
+    v0 = None if call.v0 is None else torch.as_tensor(call.v0, dtype=dtype, device=device)
+    if call.v is not None:
+        start = call.v.to(dtype) if v0 is None else call.v.to(dtype) + v0
+    else:
+        start = torch.scalar_tensor(d.rest, dtype=dtype, device=device) if v0 is None else v0
+    owed = None
+    due = pending if d.timing == "delayed" else None
+    if due is not None and d.reset == "hard":
+        start = functional.reset(start, due, d)
+    elif due is not None and d.reset == "soft":
+        owed = d.threshold * (due.detach() if d.detach_reset else due)
+    scale, shift = (over_channels(p, call.x) for p in (call.scale, call.shift))
+    return Inputs(call.x, start.expand(call.x.shape[1:]), owed, scale, shift, *Parameters.of(d, dtype))
 
 
 def over_channels(affine: Tensor | None, x: Tensor) -> Tensor | None:
@@ -76,18 +89,23 @@ def over_channels(affine: Tensor | None, x: Tensor) -> Tensor | None:
 
 def _forward(rule: Rule, inputs: Inputs, charged: Tensor | None, *, store: bool) -> Result:
     """Run all parts; charged membranes are left in `charged` where there is room for them."""
-    x, dtype = inputs.x, inputs.start.dtype
-    spikes, membrane = torch.empty_like(x), torch.empty_like(x[0], dtype=dtype)
-    membranes = torch.empty_like(x, dtype=dtype) if store else None
-    for index in blocks(x[0]):
-        last = membrane[index]
-        Part(rule, inputs, index).run(
-            [torch.empty_like(last), torch.empty_like(last)] if charged is None else steps(charged, index),
-            steps(spikes, index),
-            last,
-            None if membranes is None else steps(membranes, index),
+    result = room_for_result(inputs, store=store)
+    for index in blocks(inputs.x[0]):
+        part = Part(rule, inputs, index)
+        part.run(
+            part.spare() if charged is None else steps(charged, index),
+            steps(result.spikes, index),
+            result.membrane[index],
+            None if result.membranes is None else steps(result.membranes, index),
         )
-    return Result(spikes, membrane, membranes)
+    return result
+
+
+def room_for_result(inputs: Inputs, *, store: bool) -> Result:
+    """Of the kind, and laid out like the input."""
+    x, dtype = inputs.x, inputs.start.dtype
+    membranes = torch.empty_like(x, dtype=dtype) if store else None
+    return Result(torch.empty_like(x), torch.empty_like(x[0], dtype=dtype), membranes)
 
 
 class _Multistep(torch.autograd.Function):
@@ -99,8 +117,7 @@ class _Multistep(torch.autograd.Function):
         inputs = Inputs(*tensors)  # type: ignore[arg-type]
         ctx.rule, ctx.wanted = rule, Inputs(*ctx.needs_input_grad[2:])
         x, dtype = inputs.x, inputs.start.dtype
-        leaks_input = rule.dynamics.leak is not None and rule.dynamics.leak.input
-        again = x.dtype != dtype or ctx.wanted.scale or ctx.wanted.gain or (ctx.wanted.rate and leaks_input)
+        again = x.dtype != dtype or needs_input(rule, ctx.wanted)
         charged = None if again else torch.empty_like(x, dtype=dtype)
         result = _forward(rule, inputs, charged, store=store)
         ctx.set_materialize_grads(False)
@@ -129,32 +146,9 @@ def _backward(
     rule: Rule, inputs: Inputs, charged: Tensor | None, wanted: Inputs, outer: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """The gradients of `inputs` that are wanted. Where there are charged membranes, they stand in for x."""
-    room = _room(inputs, wanted)
+    room = Room.of(inputs, wanted, inputs.x.dtype)
     for index in blocks(inputs.x[0]):
         part = Part(rule, inputs, index)
         h = part.charged() if charged is None else steps(charged, index)
-        backward(part, h, Outer.of(outer, index), Into.of(room, index, len(h)))
-    leak = rule.dynamics.leak
-    if room.rate is not None and leak is not None and leak.divide:
-        room.rate.div_(-inputs.rate.square())
-    pairs = zip(room, inputs, strict=True)
-    return [None if g is None or p is None else g.sum_to_size(p.shape) for g, p in pairs]
-
-
-def _room(inputs: Inputs, wanted: Inputs) -> Room:
-    """Room for the gradients that are wanted."""
-
-    def zeros(like: Tensor | None, want: Tensor | None) -> Tensor | None:
-        return torch.zeros_like(like) if want and like is not None else None
-
-    x, start = inputs.x, inputs.start
-    return Room(
-        x=torch.empty_like(x) if wanted.x else None,
-        start=torch.empty_like(start) if wanted.start else None,
-        owed=torch.empty_like(start) if wanted.owed else None,
-        scale=zeros(inputs.scale, wanted.scale),
-        shift=zeros(inputs.shift, wanted.shift),
-        threshold=zeros(start, wanted.threshold),
-        rate=zeros(start, wanted.rate),
-        gain=zeros(start, wanted.gain),
-    )
+        backward(part, h, h, Outer.of(outer, index), Into.of(room, index, len(h)))
+    return room.gradients(rule, inputs)

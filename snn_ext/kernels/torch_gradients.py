@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from snn_ext.kernels.inplace import Equations
-from snn_ext.kernels.parts import Index, Part, steps
+from snn_ext.kernels.parts import Index, Inputs, Part, Rule, steps
 
-__all__ = ["Into", "Outer", "Room", "backward", "decision"]
+__all__ = ["Into", "Outer", "Room", "backward", "decision", "needs_input"]
+
+
+ThroughNorm = Callable[[int, Tensor, Tensor | None], Tensor]
+"""From step and the gradients of what is decided on and of what is carried on (None: zero): that of H."""
 
 
 class Outer(NamedTuple):
@@ -45,6 +49,12 @@ class Outer(NamedTuple):
         return step if end is None else end if step is None else step + end
 
 
+def needs_input(rule: Rule, wanted: Inputs) -> bool:
+    """Whether the backward pass needs x, not only the membranes."""
+    leak = rule.dynamics.leak
+    return bool(wanted.scale or wanted.gain or (wanted.rate and leak is not None and leak.input))
+
+
 class Room(NamedTuple):
     """For the gradients that are wanted, in the order of `Inputs`."""
 
@@ -58,6 +68,33 @@ class Room(NamedTuple):
     """[B, *], as the next two: a parameter of broadcast shape gets one value per neuron here."""
     rate: Tensor | None
     gain: Tensor | None
+
+    @classmethod
+    def of(cls, inputs: Inputs, wanted: Inputs, dtype: torch.dtype) -> Room:
+        """For the inputs marked in `wanted`; `dtype` is that of x."""
+
+        def zeros(like: Tensor | None, want: Tensor | None) -> Tensor | None:
+            return torch.zeros_like(like) if want and like is not None else None
+
+        x, start = inputs.x, inputs.start
+        return cls(
+            x=torch.empty_like(x, dtype=dtype) if wanted.x else None,
+            start=torch.empty_like(start) if wanted.start else None,
+            owed=torch.empty_like(start) if wanted.owed else None,
+            scale=zeros(inputs.scale, wanted.scale),
+            shift=zeros(inputs.shift, wanted.shift),
+            threshold=zeros(start, wanted.threshold),
+            rate=zeros(start, wanted.rate),
+            gain=zeros(start, wanted.gain),
+        )
+
+    def gradients(self, rule: Rule, inputs: Inputs) -> list[Tensor | None]:
+        """The gradients of `inputs`, once this room is filled."""
+        leak = rule.dynamics.leak
+        if self.rate is not None and leak is not None and leak.divide:
+            self.rate.div_(-inputs.rate.square())
+        pairs = zip(self, inputs, strict=True)
+        return [None if g is None or p is None else g.sum_to_size(p.shape) for g, p in pairs]
 
 
 class Into(NamedTuple):
@@ -133,37 +170,52 @@ def decision(
     return spike, bump, past
 
 
-def backward(part: Part, charged: Sequence[Tensor], outer: Outer, into: Into) -> None:
+def backward(
+    part: Part,
+    decided: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    outer: Outer,
+    into: Into,
+    through_norm: ThroughNorm | None = None,
+) -> None:
     """Fill in the gradients of some neurons.
 
     Args:
         part: the neurons.
-        charged: their membranes H, step by step.
+        decided, kept: per step, what they decided on and what they carried on: the charged membranes
+            both, unless a norm sits in between.
         outer: gradients of what they returned.
         into: their share of the gradients.
+        through_norm: back through what sits in between.
     """
     eq = part.eq
     gain, decay = eq.slopes
     affine = part.scale is not None or part.shift is not None
     direct = not affine and into.x is not None and into.x[0].dtype == part.start.dtype
     carried = later = None
-    for t in reversed(range(len(charged))):
-        h, handed = charged[t], outer.handed(t, last=t == len(charged) - 1)
+    for t in reversed(range(len(kept))):
+        handed = outer.handed(t, last=t == len(kept) - 1)
         if handed is not None and not eq.delayed:
             carried = handed if carried is None else carried + handed
-        due = later if eq.owes else carried
-        spike, bump, past = decision(eq, h, h, outer.spike(t, h), carried, due, into.threshold)
-        to = into.x[t] if direct and into.x else None
-        later = _sum(past, spike, bump, to if gain is None else None)
+        due, spike = later if eq.owes else carried, outer.spike(t, kept[t])
+        spike, bump, past = decision(eq, decided[t], kept[t], spike, carried, due, into.threshold)
         if handed is not None and eq.delayed:
-            later += handed
+            past = handed if past is None else past + handed
+        to = into.x[t] if direct and into.x else None
+        if through_norm is None:
+            later = _sum(past, spike, bump, to if gain is None else None)
+        else:
+            later = through_norm(t, spike * bump, past)
         if into.rate is not None:
-            into.rate.addcmul_(later, eq.rate_slope(part.current(t), part.membrane_before(t, charged)))
+            before = part.membrane_before(t, decided, kept)
+            into.rate.addcmul_(later, eq.rate_slope(part.current(t), before))
         if into.gain is not None:
             into.gain.addcmul_(later, part.current(t))
         g = later if gain is None else torch.mul(later, gain, out=to)
         if not direct:
             through_affine(part, t, g, into)
+        elif to is not None and g is not to:
+            to.copy_(g)
         carried = g if decay is gain else later if decay is None else later * decay
     if into.start is not None and carried is not None:
         into.start.copy_(carried)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,13 @@ from snn_ext.kernels.arguments import Call, Result
 Run = Callable[[Call], Result]
 
 
-def composite(call: Call, *, decide: functional.Decide | None = None, smooth: bool = False) -> Result:
+def composite(
+    call: Call,
+    *,
+    decide: functional.Decide | None = None,
+    pending: Tensor | None = None,
+    smooth: bool = False,
+) -> Result:
     """The call by `functional.multistep`, with autograd's own gradients."""
     d, x = call.dynamics, call.x.to(call.state_dtype)
     if call.scale is not None:
@@ -29,8 +35,7 @@ def composite(call: Call, *, decide: functional.Decide | None = None, smooth: bo
         start = torch.as_tensor(d.rest if call.v0 is None else call.v0, dtype=x.dtype)
     else:
         start = call.v if call.v0 is None else call.v + call.v0
-    pending = None
-    if call.v is not None and call.resume:
+    if pending is None and call.v is not None and call.resume:
         pending = (decide or functional.decide_plain(d, smooth=smooth))(call.v)[0]
     s, v, vs = functional.multistep(x, start, d, pending=pending, decide=decide, smooth=smooth)
     return Result(s.to(call.x.dtype), v, vs if call.store else None)
@@ -74,9 +79,11 @@ def learning(call: Call, names: Sequence[str] | None = None) -> tuple[Call, dict
     return with_leaves(call, new), new
 
 
-def gradients(call: Call, run: Run) -> tuple[Result, dict[str, Tensor]]:
-    """Everything `run` returns, and the gradients of a fixed random projection of it."""
+def gradients(call: Call, run: Run, learned: Iterable[Tensor] = ()) -> tuple[Result, dict[str, Tensor]]:
+    """Everything `run` returns, and the gradients of a fixed random projection of it, with respect to all
+    tensors of the call and to the `learned` ones."""
     call, tensors = learning(call)
+    tensors |= {f"learned {n}": t for n, t in enumerate(learned)}
     result = run(call)
     generator = torch.Generator().manual_seed(1)
     loss = torch.zeros((), dtype=torch.float64)
