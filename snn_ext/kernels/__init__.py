@@ -2,6 +2,7 @@
 
 from snn_ext.kernels.arguments import Call, Result
 from snn_ext.kernels.eager import takes
+from snn_ext.kernels.mpbn import run as run_normalised
 from snn_ext.kernels.registry import (
     FRAMEWORK,
     NAMES,
@@ -26,6 +27,7 @@ __all__ = [
     "choose",
     "preferred",
     "run",
+    "run_normalised",
     "takes",
     "use_backend",
     "wanted",

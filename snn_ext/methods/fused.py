@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from snn_ext import kernels
 from snn_ext.dynamics.description import Dynamics
-from snn_ext.methods.norms import FoldedMembraneNorm, NormalisedMembrane
+from snn_ext.methods.norms import FoldedMembraneNorm, MembraneBatchNorm
 
 __all__ = ["FusedNeuron"]
 
@@ -30,6 +30,8 @@ class FusedNeuron(nn.Module):
 
     def _fuses_norm(self) -> bool:
         norm = self._modules.get("mpbn")
+        if isinstance(norm, MembraneBatchNorm):
+            return norm.fusible
         return norm is None or (isinstance(norm, FoldedMembraneNorm) and not self.training)
 
     def fused(
@@ -43,12 +45,13 @@ class FusedNeuron(nn.Module):
         store: bool = False,
     ) -> kernels.Result:
         """Run [T, B, *]; the arguments are those of `snn_ext.kernels.Call`."""
-        norm = self.mpbn if isinstance(self, NormalisedMembrane) else None
-        folded = None
+        norm, folded = self._modules.get("mpbn"), None
         if isinstance(norm, FoldedMembraneNorm):
             norm.check(x[0])
             folded = (norm.threshold, norm.sign)
         call = kernels.Call(x, dynamics, v=v, v0=v0, resume=resume, folded=folded, store=store)
+        if isinstance(norm, MembraneBatchNorm):
+            return kernels.run_normalised(call, norm.for_steps(x))
         if self._ext_backend == "auto":
             return kernels.run(call)
         with kernels.preferred(self._ext_backend):
