@@ -27,11 +27,13 @@ class Parameters(NamedTuple):
     gain: Tensor
 
     @classmethod
-    def of(cls, d: Dynamics, dtype: torch.dtype) -> Parameters:
+    def of(cls, d: Dynamics, dtype: torch.dtype, device: torch.device) -> Parameters:
         """Numbers become 0-dimensional tensors: operations with them cost less than with a float."""
 
         def tensor(value: float | Tensor) -> Tensor:
-            return value.to(dtype) if isinstance(value, Tensor) else torch.scalar_tensor(value, dtype=dtype)
+            if isinstance(value, Tensor):
+                return value.to(dtype)
+            return torch.scalar_tensor(value, dtype=dtype, device=device)
 
         if d.leak is not None:
             return cls(tensor(d.threshold), tensor(d.leak.value), tensor(1.0))

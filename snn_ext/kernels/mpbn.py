@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from snn_ext.errors import OptionError
+from snn_ext.errors import OptionError, ShapeMismatchError
 from snn_ext.kernels.arguments import Call, Result
 from snn_ext.kernels.parts import Inputs, Part, Rule
 from snn_ext.kernels.torch_backend import gather, refuse_double, room_for_result
@@ -58,15 +59,11 @@ def run(call: Call, norm: MembraneNorm, *, pending: Tensor | None = None, smooth
         smooth: see `torch_backend.run`.
 
     Raises:
-        OptionError: statistics over one value; in the backward pass, if it is to be differentiated again.
+        OptionError: no statistics, or over one value; in the backward pass, if it is to be differentiated
+            again.
+        ShapeMismatchError: the norm has another size.
     """
-    x = call.x
-    values = x[0].numel() // max(1, x.shape[2] if norm.per == "channel" else x[0, 0].numel())
-    if norm.batch and values < 2:
-        raise OptionError(
-            f"batch norm cannot take statistics over one value per {norm.per}: {list(x.shape)}.",
-            do="train with more than one sample, or call .eval()",
-        )
+    _check(call.x, norm)
     weight, bias = (None if p is None else p.to(call.state_dtype) for p in (norm.weight, norm.bias))
     inputs, rule = gather(call, pending), Rule(call.dynamics, None, smooth)
     tensors = (weight, bias, *inputs)
@@ -76,6 +73,27 @@ def run(call: Call, norm: MembraneNorm, *, pending: Tensor | None = None, smooth
         normalise = _Forward(norm, weight, bias, inputs.start.dtype, keep=False)
         result = room_for_result(inputs, store=call.store)
         return _run(Part(rule, inputs, ()), None, normalise, result)
+
+
+def _check(x: Tensor, norm: MembraneNorm) -> None:
+    """torch's own batch norm would check; the operation behind it reads out of bounds instead."""
+    count = x.shape[2] if norm.per == "channel" else math.prod(x.shape[2:])
+    for name in ("running_mean", "running_var", "weight", "bias"):
+        given = getattr(norm, name)
+        if given is not None and given.shape != (count,):
+            raise ShapeMismatchError(
+                f"{name} of shape {list(given.shape)} for {count} {norm.per}s of an input {list(x.shape)}.",
+                do=f"pass one value per {norm.per}, [{count}]",
+            )
+    if not norm.batch and (norm.running_mean is None or norm.running_var is None):
+        raise OptionError(
+            "a norm without running statistics has only those of the batch.", do="pass batch=True"
+        )
+    if norm.batch and x[0].numel() <= count:
+        raise OptionError(
+            f"batch norm cannot take statistics over one value per {norm.per}: {list(x.shape)}.",
+            do="train with more than one sample, or call .eval()",
+        )
 
 
 def _run(part: Part, charged: Tensor | None, normalise: _Forward, out: Result) -> Result:

@@ -77,7 +77,9 @@ def gather(call: Call, pending: Tensor | None) -> Inputs:
     elif due is not None and d.reset == "soft":
         owed = d.threshold * (due.detach() if d.detach_reset else due)
     scale, shift = (over_channels(p, call.x) for p in (call.scale, call.shift))
-    return Inputs(call.x, start.expand(call.x.shape[1:]), owed, scale, shift, *Parameters.of(d, dtype))
+    return Inputs(
+        call.x, start.expand(call.x.shape[1:]), owed, scale, shift, *Parameters.of(d, dtype, device)
+    )
 
 
 def over_channels(affine: Tensor | None, x: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snn_ext import OptionError, functional
+from snn_ext import OptionError, ShapeMismatchError, functional
 from snn_ext.dynamics.description import Dynamics, Leak
 from snn_ext.dynamics.surrogates import ATan, Rectangle, Sigmoid, fire
 from snn_ext.kernels import mpbn, torch_gradients
@@ -284,6 +284,13 @@ def test_refusals_teach() -> None:
         norm = described(membrane_norm(shape[2:], per=per), 4)
         with pytest.raises(OptionError, match=r"one value per .*\n  do: train with more"):
             run(Call(torch.randn(shape), Dynamics()), norm)
+    for field, size in itertools.product(["running_mean", "running_var", "weight", "bias"], [2, 4]):
+        norm = replace(described(membrane_norm((3,)), 4), **{field: torch.ones(size)})
+        with pytest.raises(ShapeMismatchError, match=rf"{field} .*3 channels.*\n  do: pass one value"):
+            run(Call(torch.randn(4, 2, 3), Dynamics()), norm)
+    norm = replace(described(membrane_norm((3,)).eval(), 4), running_var=None)
+    with pytest.raises(OptionError, match=r"without running statistics.*\n  do: pass batch=True"):
+        run(Call(torch.randn(4, 2, 3), Dynamics()), norm)
     norm = described(membrane_norm((3,)).eval(), 4)
     with pytest.raises(OptionError, match=r"differentiated again.*\n.*\n  do: .*reference"):
         torch.autograd.grad(run(Call(x, Dynamics()), norm).spikes.sum(), x, create_graph=True)
@@ -295,7 +302,6 @@ MUTANTS: list[tuple[ModuleType, str, str, str]] = [
     (mpbn, "_Forward.__call__", 'h if norm.carry == "raw" else y', 'h if norm.carry != "raw" else y'),
     (mpbn, "_Forward.__call__", "norm.factors[t]", "norm.factors[0]"),
     (mpbn, "_Forward.__call__", "norm.eps", "0.0"),
-    (mpbn, "_flat", '== "channel"', '!= "channel"'),
     (mpbn, "_Backward.__call__", "decided if raw or kept is None else decided + kept", "decided"),
     (mpbn, "_Backward.__call__", "later.add_(kept) if raw and kept is not None else later", "later"),
     (mpbn, "_Backward.__call__", "[2 * t : 2 * t + 2]", "[:2]"),
