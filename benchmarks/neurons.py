@@ -14,7 +14,8 @@ from torch import Tensor
 
 from snn_ext import Dynamics, Leak
 from snn_ext.functional import multistep
-from snn_ext.kernels import Call, run, use_backend
+from snn_ext.kernels import Call
+from snn_ext.kernels.candidates import BACKENDS
 from snn_ext.surrogates import ATan, FastSigmoid
 
 Step = Callable[[Tensor], Tensor]
@@ -37,11 +38,12 @@ def train(step: Step, x: Tensor, gradient: Tensor) -> Way:
 
 
 def ours(backend: str, dynamics: Dynamics, v0: Tensor | None = None) -> Step:
+    backend_run = BACKENDS[backend].run
+
     def step(x: Tensor) -> Tensor:
         if v0 is not None:
             v0.grad = None
-        with use_backend(backend):
-            return run(Call(x, dynamics, v0=v0)).spikes
+        return backend_run(Call(x, dynamics, v0=v0)).spikes
 
     return step
 
