@@ -92,7 +92,11 @@ def test_spikingjelly(kind: str, decay_input: bool) -> None:
     compare(node(kind, decay_input, v, bump) for v in (0.0, 0.25, None) for bump in SPIKINGJELLY)
 
 
-SNNTORCH = {"atan": (ATan(), {}), "fast_sigmoid": (FastSigmoid(), {}), "sigmoid": (Sigmoid(5.0), {"slope": 5})}
+SNNTORCH = {
+    "atan": (ATan(), {}),
+    "fast_sigmoid": (FastSigmoid(), {}),
+    "sigmoid": (Sigmoid(5.0), {"slope": 5}),
+}
 RESETS = {"subtract": "soft", "zero": "hard", "none": "none"}
 
 

@@ -41,9 +41,9 @@ ORDERS = {
     "contiguous": lambda x: x,
     "channels last": channels_last,
     "every second step": lambda x: torch.stack([x, x + 1], 1).flatten(0, 1)[::2],
-    "channels last, every second step": lambda x: torch.stack(
-        [x.movedim(2, -1), x.movedim(2, -1)], 1
-    ).flatten(0, 1)[::2].movedim(-1, 2),  # fmt: skip
+    "channels last, every second step": lambda x: (
+        torch.stack([x.movedim(2, -1), x.movedim(2, -1)], 1).flatten(0, 1)[::2].movedim(-1, 2)
+    ),  # fmt: skip
     "one step, shown again": lambda x: x[:1].expand_as(x),
     "batch first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
     "a slice of channels": lambda x: torch.cat([x, x], 2)[:, :, 1:4],
@@ -125,7 +125,18 @@ def test_membranes_of_any_dtype_are_taken() -> None:
         Call(torch.zeros(2, 2), LIF, shift=torch.ones(2)),
         Call(torch.zeros(2, 2, 3), LIF, folded=(torch.ones(2), torch.ones(3))),
     ],
-    ids=["no batch", "no step", "v0", "v0 of another batch", "threshold", "v", "scale", "steps", "no C", "fold"],
+    ids=[
+        "no batch",
+        "no step",
+        "v0",
+        "v0 of another batch",
+        "threshold",
+        "v",
+        "scale",
+        "steps",
+        "no C",
+        "fold",
+    ],
 )
 def test_bad_shapes_teach(call: Call) -> None:
     with pytest.raises(OptionError, match=r"\n  do: "):
