@@ -79,6 +79,7 @@ ops.register(CUPY)
 
 
 def blocks(threads: int) -> int:
+    """Blocks of a grid of so many threads."""
     return min((threads + THREADS - 1) // THREADS, 2**31 - 1)
 
 

@@ -75,7 +75,7 @@ def prepare(
 def _carried(v: Tensor, call: Call) -> Tensor:
     if v.shape != call.x.shape[1:]:
         raise OptionError(
-            f"the carried membrane has shape {list(v.shape)}, one step of the input {list(call.x.shape[1:])}.",
+            f"a carried membrane {list(v.shape)} is none of an input {list(call.x.shape)}.",
             do="reset the neuron before inputs of another shape",
         )
     return v.to(call.x.device, call.state_dtype)

@@ -195,7 +195,7 @@ def check(call: Call, ways: dict[str, Run], *, seed: int = 0) -> None:
         if call.store:
             assert torch.equal(got.membranes, expected.membranes), f"{name}: stored membranes differ"  # type: ignore[arg-type]
         for leaf, g, t in zip(leaves(call), found, true, strict=True):
-            assert g.shape == leaf.shape and g.dtype is leaf.dtype, name
+            assert (g.shape, g.dtype) == (leaf.shape, leaf.dtype), name
             # A sum of terms of size 1 may cancel, its rounding errors do not: its typical size counts.
             terms = call.x.numel() / max(leaf.numel(), 1)
             off = error(g, t, floor=terms**0.5 if leaf.numel() < call.x[0].numel() else 1e-3)

@@ -97,8 +97,8 @@ def test_more_than_2_31_neurons(neurons: int, direction: str, lanes: int) -> Non
     expected = set()
     names = {
         "forward": ["x", "spikes", "h", "membranes", "membrane", "v"],
-        "backward": ["x", "h", "grad_spikes", "grad_membranes", "grad_x", "grad_membrane", "grad_v", "grad_decay",
-                     "grad_threshold", "v"],
+        "backward": ["x", "v", "h", "grad_spikes", "grad_membranes", "grad_membrane", "grad_x", "grad_v",
+                     "grad_decay", "grad_threshold"],
     }[direction]  # fmt: skip
     for name in names:
         step = getattr(a, f"{name}_step", None)

@@ -43,7 +43,7 @@ ORDERS = {
     "every second step": lambda x: torch.stack([x, x + 1], 1).flatten(0, 1)[::2],
     "channels last, every second step": lambda x: (
         torch.stack([x.movedim(2, -1), x.movedim(2, -1)], 1).flatten(0, 1)[::2].movedim(-1, 2)
-    ),  # fmt: skip
+    ),
     "one step, shown again": lambda x: x[:1].expand_as(x),
     "batch first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
     "a slice of channels": lambda x: torch.cat([x, x], 2)[:, :, 1:4],
@@ -143,14 +143,26 @@ def test_bad_shapes_teach(call: Call) -> None:
         registry.run(call)
 
 
-def test_only_h_or_x_is_kept_for_the_backward() -> None:
-    """4 bytes per neuron and step in float32, 2 in half-width types, beside the carried membrane."""
-    for dtype in (torch.float32, torch.bfloat16):
-        kept: dict[int, Tensor] = {}
-        x = torch.randn(8, 4, 64, dtype=dtype, requires_grad=True)
-        keep = lambda t: kept.setdefault(t.data_ptr(), t)  # noqa: E731
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            result = host_backend.run(Call(x, LIF))
-        assert sum(t.nbytes for t in kept.values()) == x.numel() * dtype.itemsize
-        result.spikes.add_(1)  # as SEW networks do
-        result.spikes.sum().backward()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_h_or_x_is_kept_for_the_backward(dtype: torch.dtype) -> None:
+    """4 bytes per neuron and step in float32, 2 in half-width types."""
+    kept: dict[int, int] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        kept[t.data_ptr()] = t.nbytes
+        return t
+
+    x = torch.randn(8, 4, 64, dtype=dtype, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        host_backend.run(Call(x, LIF))
+    assert sum(kept.values()) == x.numel() * dtype.itemsize
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_spikes_may_be_changed_in_place(dtype: torch.dtype) -> None:
+    """As SEW networks do; the input goes with it where nobody else holds it."""
+    x = torch.randn(3, 2, 5, dtype=dtype, requires_grad=True)
+    spikes = host_backend.run(Call(x * 1, LIF)).spikes
+    spikes.add_(1)
+    spikes.sum().backward()
+    assert x.grad is not None
