@@ -23,8 +23,9 @@ from snn_ext.dynamics.surrogates import (
     Sigmoid,
     Surrogate,
 )
-from snn_ext.kernels import inplace, parts, torch_backend, torch_gradients
+from snn_ext.kernels import bumps, inplace, parts, torch_backend, torch_gradients
 from snn_ext.kernels.arguments import Call
+from snn_ext.kernels.bumps import derivative_
 from snn_ext.kernels.torch_backend import run
 from tests.kernels.composite import FORMS, assert_same, check, composite, dyadic, gradients, learning
 from tests.kernels.mutants import mutate
@@ -79,6 +80,23 @@ def test_inputs_that_hit_the_threshold(reset: str, timing: str, form: str) -> No
     assert counts[0] >= counts[1]
     if form == "if":
         assert counts[0] > counts[1], "the inputs do tell > from >="
+
+
+@pytest.mark.parametrize("surrogate", [type(s) for s in SURROGATES[1:]])
+def test_bumps_in_place(surrogate: type[Surrogate]) -> None:
+    """Also at their edges; and a user's subclass of one keeps its own."""
+    for alpha in (0.5, 1.0, 3.0):
+        u = torch.cat(
+            [torch.linspace(-3, 3, 97, dtype=torch.float64), torch.tensor([0.5 / alpha, -1 / alpha])]
+        )
+        bump = surrogate(alpha)
+        torch.testing.assert_close(derivative_(bump, u.clone()), bump.derivative(u), rtol=1e-13, atol=1e-15)
+
+    class Own(surrogate):  # type: ignore[misc, valid-type]
+        def derivative(self, u: Tensor) -> Tensor:
+            return u + 1
+
+    assert torch.equal(derivative_(Own(), torch.ones(2)), torch.full((2,), 2.0))
 
 
 # --- every kind of call ----------------------------------------------------------------------------------
@@ -333,7 +351,8 @@ MUTANTS: list[tuple[ModuleType, str, str, str]] = [
     (inplace, "Equations._charge_plain", "out.add_(self.offset)", "out"),
     (inplace, "Equations._offset", "1 - (", "(1 - 2**-23) - ("),
     (inplace, "_exact_share", "!= 0.5", "== 0"),
-    (inplace, "Equations.bump", "math.pi**2 / 2", "math.pi**2 / 4"),
+    (inplace, "Equations.charge", "alpha=0.5", "alpha=0.5000001"),
+    (bumps, "_atan", "math.pi**2 / 2", "math.pi**2 / 4"),
     (inplace, "Equations.slopes", "else 1 - rate", "else rate"),
     (inplace, "Equations.slopes", "rate if self.leak.input else None", "rate"),
     (inplace, "Equations.rate_slope", "x - distance", "x + distance"),
@@ -383,7 +402,7 @@ MUTANTS: list[tuple[ModuleType, str, str, str]] = [
 def check_everything() -> None:
     torch.manual_seed(0)
     for (reset, timing, detach), form in itertools.product(
-        KINDS, ["plain", "odd", "leak/3", "leak*", "state/3"]
+        KINDS, ["plain", "odd", "leak/3", "leak*", "half", "state/3"]
     ):
         d = replace(
             FORMS[form](),
