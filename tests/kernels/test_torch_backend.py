@@ -25,7 +25,7 @@ from snn_ext.dynamics.surrogates import (
 )
 from snn_ext.kernels import bumps, inplace, parts, torch_backend, torch_gradients
 from snn_ext.kernels.arguments import Call
-from snn_ext.kernels.bumps import derivative_
+from snn_ext.kernels.bumps import in_place
 from snn_ext.kernels.torch_backend import run
 from tests.kernels.composite import FORMS, assert_same, check, composite, dyadic, gradients, learning
 from tests.kernels.mutants import mutate
@@ -90,13 +90,13 @@ def test_bumps_in_place(surrogate: type[Surrogate]) -> None:
             [torch.linspace(-3, 3, 97, dtype=torch.float64), torch.tensor([0.5 / alpha, -1 / alpha])]
         )
         bump = surrogate(alpha)
-        torch.testing.assert_close(derivative_(bump, u.clone()), bump.derivative(u), rtol=1e-13, atol=1e-15)
+        torch.testing.assert_close(in_place(bump, u)(u.clone()), bump.derivative(u), rtol=1e-13, atol=1e-15)
 
     class Own(surrogate):  # type: ignore[misc, valid-type]
         def derivative(self, u: Tensor) -> Tensor:
             return u + 1
 
-    assert torch.equal(derivative_(Own(), torch.ones(2)), torch.full((2,), 2.0))
+    assert torch.equal(in_place(Own(), u)(torch.ones(2)), torch.full((2,), 2.0))
 
 
 # --- every kind of call ----------------------------------------------------------------------------------
