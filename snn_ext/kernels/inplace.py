@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from snn_ext.dynamics.description import Dynamics, Leak
-from snn_ext.kernels.bumps import derivative_
+from snn_ext.kernels.bumps import Bump, in_place
 
 __all__ = ["Equations", "Parameters"]
 
@@ -68,6 +68,7 @@ class Equations:
         self.delayed = dynamics.timing == "delayed" and dynamics.reset != "none"
         self.owes = self.delayed and self.soft  # its reset comes after the next charge
         self.resets_now = self.hard or (self.soft and not self.owes)  # before the next charge
+        self._bump: Bump | None = None
 
     def _offset(self) -> Tensor | float:
         decay = self.d.decay
@@ -119,7 +120,9 @@ class Equations:
 
     def bump(self, decided: Tensor) -> Tensor:
         """dS/dH, the surrogate's derivative."""
-        return derivative_(self.d.surrogate, decided - self.threshold)
+        if self._bump is None:
+            self._bump = in_place(self.d.surrogate, decided)
+        return self._bump(decided - self.threshold)
 
     @property
     def slopes(self) -> tuple[Tensor | None, Tensor | None]:
