@@ -139,7 +139,7 @@ def _pick(call: Call, device: torch.device, *, planned: bool) -> tuple[str, dict
     """The backend for a call, and why the better ones do not run it."""
     wanted = _wanted()
     if wanted == FRAMEWORK:
-        return Choice("reference", "the framework's own step was asked for")
+        return "reference", {}
     if wanted != "auto":
         reason = _reason(wanted, call, device, planned)
         if reason is not None:

@@ -37,7 +37,9 @@ def test_gradcheck_in_smooth_mode(reset: str, timing: str, unrolled: int | None)
 
     def run(*tensors: Tensor) -> Tensor:
         x, v, v0, decay, threshold, scale, shift = tensors
-        leak = None if form is None else Leak(decay if not form[0] else 1 / decay, divide=form[0], input=form[1])
+        leak = (
+            None if form is None else Leak(decay if not form[0] else 1 / decay, divide=form[0], input=form[1])
+        )
         d = Dynamics(
             decay=decay,
             leak=leak,
