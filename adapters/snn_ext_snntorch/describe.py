@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import snntorch as snn
+import torch
 from torch import Tensor, nn
 
 from snn_ext import Dynamics, NeuronSpec, NormSpec, OptionError, Time, original_class
@@ -76,11 +77,15 @@ _CHARGES = ("_base_state_function", "_base_state_reset_zero", "_base_sub", "_bas
 _STEP = ("forward", "fire", "mem_reset", *_CHARGES)
 
 
-def _overridden(module: nn.Module) -> list[str]:
+def _overridden(module: nn.Module) -> tuple[str, ...]:
     """Parts of the framework's step that a user's class replaces."""
-    kind = original_class(module)
+    return _replaced(original_class(module))  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=256)
+def _replaced(kind: type) -> tuple[str, ...]:
     base = next(cls for cls in _SUPPORTED if issubclass(kind, cls))
-    return [name for name in _STEP if getattr(kind, name, None) is not getattr(base, name, None)]
+    return tuple(name for name in _STEP if getattr(kind, name, None) is not getattr(base, name, None))
 
 
 def _unsupported(module: Any) -> dict[str, str]:
@@ -142,22 +147,30 @@ def equations(module: Any) -> Dynamics | None:
         return None
     resets = {"_base_sub": "soft", "_base_zero": "hard", "_base_int": "none"}
     if charge in (snn.Leaky._base_sub, snn.Leaky._base_zero, snn.Leaky._base_int):
-        decay, gain = module.beta.clamp(0, 1), 1.0
+        beta = _number(module.beta)
+        decay = beta.clamp(0, 1) if isinstance(beta, Tensor) else min(max(beta, 0.0), 1.0)
+        gain: float | Tensor = 1.0
     elif charge in (snn.Lapicque._base_sub, snn.Lapicque._base_int):
         step = module.time_step / (module.R * module.C)
-        decay, gain = 1 - step, step * module.R
+        decay, gain = _number(1 - step), _number(step * module.R)
     else:
         return None
     return Dynamics(
         decay=decay,
         gain=gain,
-        threshold=module.threshold,
+        threshold=_number(module.threshold),
         reset=resets[charge.__name__],  # type: ignore[arg-type]
         timing="delayed",
         fires_at_equality=False,
         detach_reset=True,
         surrogate=bump,
     )
+
+
+def _number(p: Tensor) -> float | Tensor:
+    """A number where that is all it is: kernels take it faster. (A device would have to be waited for.)"""
+    plain = p.ndim == 0 and not p.requires_grad and p.device.type == "cpu" and p.dtype is torch.float32
+    return p.item() if plain else p
 
 
 @functools.lru_cache(maxsize=256)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from snn_ext.dynamics import functional
 from snn_ext.dynamics.description import Dynamics, NeuronSpec, Time
 from snn_ext.errors import OptionError, ShapeMismatchError
+from snn_ext.kernels import Call, run
 from snn_ext.methods.options import IMP, Shape
 
 __all__ = ["InitialPotential", "SpikingNeuron", "initial_potential", "potential_shape"]
@@ -171,7 +171,6 @@ class SpikingNeuron(InitialPotential):
 
     Attributes:
         v: membrane [B, *] after the last step, None before the first.
-        pending: spikes [B, *] of the last step, whose reset may still be due.
 
     Raises:
         OptionError: ``Time.MERGED`` (there is no time to integrate over).
@@ -195,7 +194,6 @@ class SpikingNeuron(InitialPotential):
         self.dynamics = dynamics or Dynamics()
         self.time = time
         self.v: Tensor | None = None
-        self.pending: Tensor | None = None
         if imp is not None:
             self.start_from(imp, initial_potential(imp, features, self.spec))
 
@@ -208,11 +206,13 @@ class SpikingNeuron(InitialPotential):
     def forward(self, x: Tensor) -> Tensor:
         """Spikes in the shape and dtype of `x`: [T, B, *] or [B, *], by `time`."""
         sequence = x if self.time is Time.LEADING else x.unsqueeze(0)
-        v, pending = self.v, self.pending
+        v = self.v
         if v is None or self.time is Time.LEADING or v.shape != sequence.shape[1:]:
-            v, pending = self._start(sequence.shape[2:], x), None
-        result = functional.multistep(sequence, v, self.dynamics, pending=pending)
-        self.v, self.pending = result.membrane, result.spikes[-1]
+            call = Call(sequence, self.dynamics, v0=self._start(sequence.shape[2:], x))
+        else:
+            call = Call(sequence, self.dynamics, v=v, resume=True)
+        result = run(call)
+        self.v = result.membrane
         return result.spikes if self.time is Time.LEADING else result.spikes[0]
 
     def _start(self, features: torch.Size, x: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class SpikingNeuron(InitialPotential):
 
     def reset(self) -> None:
         """End the sequence: the next call starts from V0."""
-        self.v = self.pending = None
+        self.v = None
 
     def extra_repr(self) -> str:
         return f"{self.dynamics}, time={self.time.value!r}"
