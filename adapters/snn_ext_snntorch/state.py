@@ -66,7 +66,7 @@ class State(FusedNeuron, snn.SpikingNeuron):  # type: ignore[misc]
 
     def _begin_step(self, mem: Tensor) -> None:
         if self._ext_counts:
-            self._ext_t = self._ext_t + 1 if self._ext_stepped else steps_behind(mem, type(self).__name__)
+            self._ext_t = self._ext_t + 1 if self._ext_stepped else steps_behind(mem, self)
         self._ext_stepped = True
 
     def _starts(self, mem: Tensor) -> bool:

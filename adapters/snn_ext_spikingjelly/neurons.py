@@ -12,6 +12,7 @@ from torch import Tensor
 from snn_ext import UnsupportedSiteError
 from snn_ext.functional import step
 from snn_ext.methods.clock import Clock
+from snn_ext.methods.paths import located
 from snn_ext.neurons import InitialPotential
 from snn_ext.norms import FiringRule, NormalisedInput, NormalisedMembrane
 from snn_ext_spikingjelly.describe import equations
@@ -66,7 +67,8 @@ class MPBN(NormalisedMembrane, State):
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         if not isinstance(self.v_threshold, float):
             raise UnsupportedSiteError(
-                f"{type(self).__name__} changed since it was patched.",
+                "a neuron changed since it was patched.",
+                where=located(self),
                 why="its threshold is not a float any more, so its step cannot be described",
                 do="set v_threshold to a float; a learnable one is not supported",
             )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snn_ext import TimestepError
 from snn_ext.methods.fused import FusedNeuron
+from snn_ext.methods.paths import located
 from snn_ext.patching.sequence import carried, is_carried, mark_output, steps_behind
 from snn_ext_spikingjelly.describe import current_dynamics
 
@@ -57,10 +58,10 @@ class State(FusedNeuron, base.MemoryModule):  # type: ignore[misc]
 
     def _steps_behind(self, v: Tensor) -> int:
         if is_carried(v) or self._ext_t < 0:  # or: set by hand after a reset, a start
-            return steps_behind(v, type(self).__name__)
+            return steps_behind(v, self)
         raise TimestepError(
             "the membrane was set by hand, and cannot tell which time step it is from.",
-            where=type(self).__name__,
+            where=located(self),
             do="snn_ext.carried(new_v, of=node.v), or reset the node first to start a sequence from it",
         )
 

@@ -14,6 +14,7 @@ from snn_ext.errors import FoldError, SnnExtError
 from snn_ext.methods.folding import blank_time_fold, fold_time
 from snn_ext.methods.norms import NormalisedMembrane
 from snn_ext.methods.options import BNTT, MPBN, TEBN
+from snn_ext.methods.parts import add_part
 from snn_ext.patching.arguments import refuse_wrapped
 from snn_ext.patching.record import Record, patched_modules
 from snn_ext.patching.sequence import reset, tensors_in
@@ -76,7 +77,7 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
     found = patched_modules(model)
     before = _observe(model, example_input) if example_input is not None else None
     for path, parts in folded.items():
-        _install(*found[path], parts)
+        _install(path, *found[path], parts)
     if before is not None:
         print(_compare(len(folded), before, _observe(model, example_input)))
     return model
@@ -92,7 +93,7 @@ def install_blanks(model: nn.Module, paths: Mapping[str, Iterable[str]]) -> None
             else:
                 parts[name] = blank_time_fold(module, record.timesteps or 1)
         if parts:
-            _install(module, record, parts)
+            _install(path, module, record, parts)
 
 
 def _open_sites(model: nn.Module) -> dict[str, nn.Module]:
@@ -113,9 +114,9 @@ def _folded(model: nn.Module, path: str, module: nn.Module) -> dict[str, nn.Modu
     return parts
 
 
-def _install(module: nn.Module, record: Record, parts: Mapping[str, nn.Module]) -> None:
+def _install(path: str, module: nn.Module, record: Record, parts: Mapping[str, nn.Module]) -> None:
     for name, part in parts.items():
-        module._modules[name] = part.train(module.training)
+        add_part(module, name, part, path)
     replace(record, folded=tuple(parts)).attach(module)
 
 

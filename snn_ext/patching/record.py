@@ -130,9 +130,9 @@ def _fill_missing(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
         if key not in loaded and not _is_count(key) and not given.isdisjoint([*old, *added])
     ]
     if torn or (needed and len(missing) < len(new)):
-        lacking = torn or needed
+        lacking, kind = torn or needed, framework_class(module).__name__
         raise CheckpointError(
-            f"the checkpoint lacks {len(lacking)} keys of the patched sites of {framework_class(module).__name__}.",
+            f"the checkpoint lacks {len(lacking)} keys of the patched sites of {kind}.",
             where=_some(prefix + key for key in lacking),
             why="it is incomplete, or was saved from a model patched otherwise; a checkpoint from"
             " before the patch has all of the old keys and none of the new ones",
