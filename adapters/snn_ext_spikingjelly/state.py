@@ -107,7 +107,9 @@ class State(FusedNeuron, base.MemoryModule):  # type: ignore[misc]
         self._mark(self._memories["v"], len(x_seq))
         return y
 
-    def _run_fused(self, x: Tensor, step_mode: str) -> Tensor | None:
+    def _run_fused(
+        self, x: Tensor, step_mode: str, affine: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor | None:
         """Spikes [T, B, *] by the kernels; None where the framework's own step is to be taken."""
         dynamics = current_dynamics(self) if self.fuses(x) else None
         if dynamics is None or (self.store_v_seq and step_mode == "s"):
@@ -121,6 +123,7 @@ class State(FusedNeuron, base.MemoryModule):  # type: ignore[misc]
             dynamics,
             v=v.to(x.device, torch.float32) if on else None,
             v0=None if on else self._start(v, x.shape[2:], torch.float32),
+            affine=affine,
             store=self.store_v_seq,
         )
         self._memories["v"] = result.membrane

@@ -115,8 +115,23 @@ class FoldedTime(nn.Module):
         """A whole sequence [T, B, C, *]."""
         return torch.stack([self.step(t, x_t) for t, x_t in enumerate(x.unbind(0))])
 
+    def in_kernel(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Scale and shift [T, C] for a kernel that is given [T, B, C, *] as it is, instead of `sequence`.
+
+        None where that would round differently: a kernel computes in float32, `sequence` in half.
+        """
+        self._check(len(x) - 1)
+        if x.dtype is not torch.float32 or x.ndim < 3 or x.shape[2] != self.scale.shape[1]:
+            return None
+        return self.scale[: len(x)], self.shift[: len(x)]
+
     def step(self, t: int, x: Tensor) -> Tensor:
         """One step [B, C, *] by its 0-based number."""
+        self._check(t)
+        shape = [-1, *[1] * (x.ndim - 2)]
+        return x * self.scale[t].view(shape).to(x.dtype) + self.shift[t].view(shape).to(x.dtype)
+
+    def _check(self, t: int) -> None:
         at_step(t, len(self.scale), self)
         if self.training:
             raise FoldError(
@@ -124,8 +139,6 @@ class FoldedTime(nn.Module):
                 where=located(self),
                 do="call model.eval(), or train before fold",
             )
-        shape = [-1, *[1] * (x.ndim - 2)]
-        return x * self.scale[t].view(shape).to(x.dtype) + self.shift[t].view(shape).to(x.dtype)
 
 
 class TimedNorm(ClockedNorm):

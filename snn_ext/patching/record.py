@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from snn_ext.errors import CheckpointError
 from snn_ext.methods.options import Method
 from snn_ext.methods.swap import original_class
+from snn_ext.patching.measured import FoldResult
 
 __all__ = ["Record", "expect_older_checkpoints", "framework_class", "patched_modules", "record_of", "walk"]
 
@@ -33,6 +34,7 @@ class Record:
         keeps_time: this neuron tells a norm before it which step it is.
         clock: path of the neuron that tells this norm.
         folded: names of the methods folded for inference; there is no way back.
+        measured: what the last fold of the model changed, where that was measured.
         backend: what the user wants its steps to be taken by; None for the best.
     """
 
@@ -46,6 +48,7 @@ class Record:
     keeps_time: bool = False
     clock: str | None = None
     folded: tuple[str, ...] = ()
+    measured: FoldResult | None = None
     backend: str | None = None
 
     def attach(self, module: nn.Module) -> None:
