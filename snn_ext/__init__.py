@@ -38,6 +38,7 @@ from snn_ext.patching.decision import Plan
 from snn_ext.patching.distributed import convert_sync_batchnorm
 from snn_ext.patching.fold import fold
 from snn_ext.patching.hookspecs import AdapterInfo, hookimpl
+from snn_ext.patching.measured import FoldResult
 from snn_ext.patching.plugins import adapters, comes_from, register
 from snn_ext.patching.report import Report, report
 from snn_ext.patching.sequence import carried, reset
@@ -66,6 +67,7 @@ __all__ = [
     "EarlyExit",
     "ExitCalibration",
     "FoldError",
+    "FoldResult",
     "Leak",
     "Loss",
     "NeuronSpec",

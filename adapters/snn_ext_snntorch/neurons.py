@@ -10,6 +10,7 @@ from torch import Tensor
 
 from snn_ext import OptionError
 from snn_ext.methods.clock import Clock
+from snn_ext.methods.paths import located
 from snn_ext.neurons import InitialPotential
 from snn_ext.norms import FiringRule, NormalisedInput, NormalisedMembrane
 from snn_ext.patching.sequence import fired_by, is_carried, mark_output, steps_behind
@@ -27,7 +28,7 @@ class Timed(Clock, State):
     def steps_done(self, batch: int) -> int:
         if self._ext_begins or not self.mem.numel() or len(self.mem) != batch:
             return 0
-        return steps_behind(self.mem, type(self).__name__)
+        return steps_behind(self.mem, self)
 
     def reset_mem(self) -> Any:
         self.forget()
@@ -103,7 +104,7 @@ class MPBN(NormalisedMembrane, State):
         if fired is None:
             raise OptionError(
                 "the membrane was marked as carried over, but not which spikes it fired.",
-                where=type(self).__name__,
+                where=located(self),
                 why="under MPBN the pending reset cannot be seen from the membrane",
                 do="snn_ext.carried(new_mem, of=mem)",
             )

@@ -69,7 +69,7 @@ class State(FusedNeuron, snn.SpikingNeuron):  # type: ignore[misc]
 
     def _begin_step(self, mem: Tensor) -> None:
         if self._ext_counts:
-            self._ext_t = self._ext_t + 1 if self._ext_stepped else steps_behind(mem, type(self).__name__)
+            self._ext_t = self._ext_t + 1 if self._ext_stepped else steps_behind(mem, self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         # .to() and .half() make new buffers; the sequence goes on nevertheless.

@@ -12,8 +12,9 @@ from torch import Tensor
 from snn_ext import UnsupportedSiteError
 from snn_ext.functional import step
 from snn_ext.methods.clock import Clock
+from snn_ext.methods.paths import located
 from snn_ext.neurons import InitialPotential
-from snn_ext.norms import FiringRule, NormalisedInput, NormalisedMembrane
+from snn_ext.norms import FiringRule, FoldedTime, NormalisedInput, NormalisedMembrane
 from snn_ext_spikingjelly.describe import equations
 from snn_ext_spikingjelly.state import State, goes_on, in_dtype_of
 
@@ -66,7 +67,8 @@ class MPBN(NormalisedMembrane, State):
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         if not isinstance(self.v_threshold, float):
             raise UnsupportedSiteError(
-                f"{type(self).__name__} changed since it was patched.",
+                "a neuron changed since it was patched.",
+                where=located(self),
                 why="its threshold is not a float any more, so its step cannot be described",
                 do="set v_threshold to a float; a learnable one is not supported",
             )
@@ -90,9 +92,21 @@ class Normalised(NormalisedInput, State):
     _ext_done = False
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Any:
+        y = None if args or kwargs else self._run_folded(x_seq)
+        if y is not None:
+            return y
         # store_v_seq runs single steps from here
         x_seq = self.input_norm.sequence(x_seq)
         return self._without_norm(super().multi_step_forward, x_seq, *args, **kwargs)
+
+    def _run_folded(self, x_seq: Tensor) -> Tensor | None:
+        """The kernel applies a folded norm itself; None where it cannot."""
+        norm = self.input_norm
+        affine = norm.in_kernel(x_seq) if isinstance(norm, FoldedTime) else None
+        y = None if affine is None else self._run_fused(x_seq, "m", affine)
+        if y is not None:
+            self._mark(self._memories["v"], len(x_seq))
+        return y
 
     def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self._ext_done:  # not below: a user's class may have a step of its own

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snn_ext import TimestepError
 from snn_ext.methods.fused import FusedNeuron
+from snn_ext.methods.paths import located
 from snn_ext.patching.sequence import carried, is_carried, mark_output, steps_behind
 from snn_ext_spikingjelly.describe import current_dynamics
 
@@ -57,10 +58,10 @@ class State(FusedNeuron, base.MemoryModule):  # type: ignore[misc]
 
     def _steps_behind(self, v: Tensor) -> int:
         if is_carried(v) or self._ext_t < 0:  # or: set by hand after a reset, a start
-            return steps_behind(v, type(self).__name__)
+            return steps_behind(v, self)
         raise TimestepError(
             "the membrane was set by hand, and cannot tell which time step it is from.",
-            where=type(self).__name__,
+            where=located(self),
             do="snn_ext.carried(new_v, of=node.v), or reset the node first to start a sequence from it",
         )
 
@@ -106,7 +107,9 @@ class State(FusedNeuron, base.MemoryModule):  # type: ignore[misc]
         self._mark(self._memories["v"], len(x_seq))
         return y
 
-    def _run_fused(self, x: Tensor, step_mode: str) -> Tensor | None:
+    def _run_fused(
+        self, x: Tensor, step_mode: str, affine: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor | None:
         """Spikes [T, B, *] by the kernels; None where the framework's own step is to be taken."""
         dynamics = current_dynamics(self) if self.fuses(x) else None
         if dynamics is None or (self.store_v_seq and step_mode == "s"):
@@ -120,6 +123,7 @@ class State(FusedNeuron, base.MemoryModule):  # type: ignore[misc]
             dynamics,
             v=v.to(x.device, torch.float32) if on else None,
             v0=None if on else self._start(v, x.shape[2:], torch.float32),
+            affine=affine,
             store=self.store_v_seq,
         )
         self._memories["v"] = result.membrane

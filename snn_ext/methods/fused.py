@@ -42,14 +42,16 @@ class FusedNeuron(nn.Module):
         v: Tensor | None = None,
         v0: Tensor | float | None = None,
         resume: bool = False,
+        affine: tuple[Tensor, Tensor] | None = None,
         store: bool = False,
     ) -> kernels.Result:
-        """Run [T, B, *]; the arguments are those of `snn_ext.kernels.Call`."""
+        """Run [T, B, *]; the arguments are those of `snn_ext.kernels.Call`, `affine` its scale and shift."""
         norm, folded = self._modules.get("mpbn"), None
         if isinstance(norm, FoldedMembraneNorm):
             norm.check(x[0])
             folded = (norm.threshold, norm.sign)
-        call = kernels.Call(x, dynamics, v=v, v0=v0, resume=resume, folded=folded, store=store)
+        scale, shift = affine or (None, None)
+        call = kernels.Call(x, dynamics, v, v0, resume, folded, scale, shift, store)
         if isinstance(norm, MembraneBatchNorm):
             return kernels.run_normalised(call, norm.for_steps(x))
         if self._ext_backend == "auto":

@@ -11,6 +11,7 @@ from snn_ext.dynamics.description import Dynamics, NeuronSpec, Time
 from snn_ext.errors import OptionError, ShapeMismatchError
 from snn_ext.kernels import Call, run
 from snn_ext.methods.options import IMP, Shape
+from snn_ext.methods.paths import located
 
 __all__ = ["InitialPotential", "SpikingNeuron", "initial_potential", "potential_shape"]
 
@@ -124,19 +125,17 @@ class InitialPotential(nn.Module):
 
     imp: nn.Parameter
     _imp_option: IMP
-    _imp_path: str = ""
 
-    def start_from(self, option: IMP, parameter: nn.Parameter, path: str = "") -> None:
-        """Attach the parameter made by `initial_potential`; `path` is for error messages."""
+    def start_from(self, option: IMP, parameter: nn.Parameter) -> None:
+        """Attach the parameter made by `initial_potential`."""
         self.register_parameter("imp", parameter)
         # through __dict__: a framework's __setattr__ may be particular about new attributes
-        self.__dict__.update(_imp_option=option, _imp_path=path)
+        self.__dict__["_imp_option"] = option
 
     def stop_starting(self) -> None:
         """Undo `start_from`."""
         self._parameters.pop("imp", None)
-        for name in ("_imp_option", "_imp_path"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("_imp_option", None)
 
     def initial_membrane(self, features: Sequence[int], dtype: torch.dtype) -> Tensor:
         """V0 = phi(p) for samples with these features, broadcastable to [B, *features].
@@ -148,7 +147,7 @@ class InitialPotential(nn.Module):
         if self.imp.shape != expected:
             raise ShapeMismatchError(
                 f"IMP has V0 of shape {list(self.imp.shape)}, one sample has {list(features)}.",
-                where=f"{self._imp_path or '(root)'} ({type(self).__name__})",
+                where=located(self),
                 why=f"with shape={self._imp_option.shape!r} it must be {list(expected)}",
                 do="unpatch, then patch with example_input=<a batch of this size>, or with"
                 " IMP(shape='channel') if the resolution varies",

@@ -17,6 +17,7 @@ from snn_ext.dynamics.functional import Decide
 from snn_ext.errors import FoldError, OptionError, ShapeMismatchError
 from snn_ext.kernels.mpbn import MembraneNorm
 from snn_ext.methods.options import MPBN
+from snn_ext.methods.paths import located
 from snn_ext.methods.sync import is_synchronised, normalise_synchronised
 
 __all__ = [
@@ -58,6 +59,7 @@ def _check_values(norm: _BatchNorm, x: Tensor) -> None:
     if x.ndim < 2 or (alone and x.numel() <= x.shape[1]):
         raise OptionError(
             f"batch norm cannot take statistics over one value per channel: {list(x.shape)}.",
+            where=located(norm),
             do="train with more than one sample, or call .eval()",
         )
 
@@ -151,6 +153,7 @@ class MembraneBatchNorm(nn.Module):
             raise ShapeMismatchError(
                 f"MembraneBatchNorm was made for features {list(self.features)} per {self.per},"
                 f" got [B, C, *] = {list(h.shape)}.",
+                where=located(self),
                 do="patch with an example_input of this size; per channel only C is fixed",
             )
 
@@ -253,6 +256,7 @@ class FoldedMembraneNorm(nn.Module):
         if len(shape) != h.ndim - 1 or any(n not in (1, m) for n, m in zip(shape, h.shape[1:], strict=True)):
             raise ShapeMismatchError(
                 f"the folded norm has thresholds of shape {list(shape)}, got [B, C, *] = {list(h.shape)}.",
+                where=located(self),
                 do="run it on inputs of the size it was patched for",
             )
 
@@ -292,7 +296,9 @@ class NormalisedMembrane(nn.Module):
             return functional.decide_normalised(norm, rule.threshold, rule.spike, carry=norm.carry)
         if self.training:
             raise FoldError(
-                "a folded neuron cannot be trained.", do="call model.eval(), or train before fold"
+                "a folded neuron cannot be trained.",
+                where=located(self),
+                do="call model.eval(), or train before fold",
             )
         folded = functional.decide_folded(norm.threshold, norm.sign, fires_at_equality=rule.fires_at_equality)
 

@@ -13,6 +13,7 @@ from snn_ext.errors import AdapterError, FoldError, OptionError
 from snn_ext.methods.clock import Clock, ClockedNorm
 from snn_ext.methods.fused import FusedNeuron
 from snn_ext.methods.parts import Part, attach, detach, new_part
+from snn_ext.methods.paths import remember_path
 from snn_ext.methods.swap import Swapped, restore_class
 from snn_ext.patching import plugins
 from snn_ext.patching.arguments import refuse_wrapped
@@ -201,6 +202,8 @@ def _replace(
             why="snn_ext_replace must return a module",
             do=f"report this to the authors of the adapter {site.adapter!r}; the model is unchanged",
         )
+    if decision.keeps_time:  # perhaps without any part
+        remember_path(new, site.paths[0])
     for name, part in made.items():
         attach(new, decision.methods[name], part, site.paths[0])
     if isinstance(new, FusedNeuron):

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from snn_ext.methods.options import METHODS, Method
 from snn_ext.patching.apply import execute, take_back_all
 from snn_ext.patching.arguments import refuse_wrapped
 from snn_ext.patching.decision import Decision, Plan
-from snn_ext.patching.fold import install_blanks
+from snn_ext.patching.fold import install_blanks, last_fold, remember_fold
+from snn_ext.patching.measured import FoldResult
 from snn_ext.patching.record import framework_class, patched_modules
 from snn_ext.patching.sites import scan
 from snn_ext.patching.stepper import device_of, stepper
@@ -51,7 +52,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             do="save it with torch.save(model.state_dict(), path)",
         )
     tensors, aliases = _without_aliases(state)
-    config = {"format": FORMAT, "sites": _sites_config(model), "aliases": aliases}
+    result = last_fold(model)
+    fold = None if result is None else asdict(result)
+    config = {"format": FORMAT, "sites": _sites_config(model), "aliases": aliases, "fold": fold}
     target = Path(path)
     try:
         _write(target, serialize(tensors, metadata={_KEY: json.dumps(config)}))
@@ -157,6 +160,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         if fresh:
             take_back_all(model)
         raise
+    remember_fold(model, config["fold"])
     return model
 
 
@@ -179,6 +183,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             )
         tensors.update({alias: tensors[kept] for alias, kept in aliases.items()})
         config["sites"] = dict(config["sites"])
+        fold = config.get("fold")
+        config["fold"] = None if fold is None else FoldResult(**fold)
     except CheckpointError:
         raise
     except FileNotFoundError as error:

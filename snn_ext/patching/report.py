@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import nn
 from snn_ext.dynamics.description import NormSpec
 from snn_ext.errors import BackendUnavailableError
 from snn_ext.patching.decision import Decision
+from snn_ext.patching.fold import last_fold
+from snn_ext.patching.measured import FoldResult
 from snn_ext.patching.record import Record, patched_modules
 from snn_ext.patching.sites import scan
 from snn_ext.patching.stepper import Stepper, device_of, stepper
@@ -21,17 +23,26 @@ __all__ = ["Report", "report"]
 
 @dataclass(frozen=True)
 class Report:
-    """What is patched in a model now: ``print(report)`` is a table, `to_dict` the same as data."""
+    """What is patched in a model now: ``print(report)`` is a table, `to_dict` the same as data.
+
+    Attributes:
+        model: name of its class.
+        rows: one per site.
+        fold: what the last `snn_ext.fold` changed; None where it had no example to measure that on.
+    """
 
     model: str
     rows: tuple[Row, ...]
+    fold: FoldResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: ``{"model": name, "sites": [one dict per row]}``."""
-        return {"model": self.model, "sites": [row.to_dict() for row in self.rows]}
+        """Plain data: ``{"model": name, "sites": [one dict per row], "fold": dict or None}``."""
+        fold = None if self.fold is None else asdict(self.fold)
+        return {"model": self.model, "sites": [row.to_dict() for row in self.rows], "fold": fold}
 
     def __str__(self) -> str:
-        return render(f"report for {self.model}", self.rows)
+        table = render(f"report for {self.model}", self.rows)
+        return table if self.fold is None else f"{table}\n{self.fold}"
 
 
 def _sizes(module: nn.Module, record: Record | None) -> dict[str, int]:
@@ -74,4 +85,4 @@ def report(model: nn.Module) -> Report:
             )
             decision = replace(decision, step=_step(decision, device_of(model), record.backend))
         rows.append(decision.row(_sizes(site.module, record)))
-    return Report(type(model).__name__, tuple(rows))
+    return Report(type(model).__name__, tuple(rows), last_fold(model))

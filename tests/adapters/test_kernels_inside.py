@@ -15,9 +15,20 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import snn_ext
-from snn_ext import IMP, MPBN, OptionError, UnsupportedSiteError, kernels
+from snn_ext import (
+    BNTT,
+    IMP,
+    MPBN,
+    TEBN,
+    FoldError,
+    OptionError,
+    TimestepError,
+    UnsupportedSiteError,
+    kernels,
+)
 from snn_ext.kernels import use_backend
 from snn_ext.kernels.arguments import Call, Result
+from snn_ext.norms import FoldedTime
 
 ROUNDING = 2e-6  # of the largest gradient: sums associate in another order
 STEPS, FEATURES = 5, (6, 5, 5)
@@ -313,6 +324,105 @@ def test_mpbn_trains_and_folded_runs_in_the_kernel(carry: Any, ran: list[Call]) 
         assert torch.equal(ours(x), expected(x))
         assert len(ran) > count
         assert ran[-1].folded is not None
+
+
+TIMED: dict[str, dict[str, Any]] = {
+    "bntt": {"bntt": BNTT(at="neuron")},
+    "tebn": {"tebn": TEBN(at="neuron"), "imp": IMP(init=0.25)},
+    "bntt and mpbn": {"bntt": BNTT(bias=True, at="neuron"), "mpbn": True, "imp": True},
+}
+
+
+def folded(what: str, name: str = "LIF", features: tuple[int, ...] = FEATURES) -> nn.Module:
+    """A node whose norms over time were trained and folded; [T, B, *features]."""
+    node = make(name)
+    node.step_mode = "m"
+    example = torch.randn(STEPS, 4, *features)
+    snn_ext.patch(node, **TIMED[what], example_input=example)
+    for _ in range(3):
+        functional.reset_net(node)
+        node(torch.randn(STEPS, 8, *features) * 2 + 1)
+    with torch.no_grad():
+        for key, parameter in node.named_parameters():
+            if "bn" in key:  # gammas, betas and scales
+                parameter.uniform_(-0.5, 2)
+    functional.reset_net(node)
+    return snn_ext.fold(node.eval())
+
+
+def without_fusing(monkeypatch: pytest.MonkeyPatch, node: nn.Module, x: Tensor) -> Tensor:
+    """The folded norm as a pass of its own, then the kernel."""
+    with monkeypatch.context() as patched:
+        patched.setattr(FoldedTime, "in_kernel", lambda norm, x: None)
+        functional.reset_net(node)
+        return node(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("backend", ["host", "torch"])
+@pytest.mark.parametrize("name", SPIKINGJELLY)
+@pytest.mark.parametrize("what", TIMED)
+@torch.no_grad()  # the compiled kernels pass no gradient to V0 past a folded MPBN
+def test_folded_norms_of_inputs_run_in_the_kernel(
+    what: str, name: str, backend: str, ran: list[Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = folded(what, name)
+    for x in (torch.randn(STEPS, 3, *FEATURES) * 2, dyadic(STEPS, 3, *FEATURES)):
+        for steps in (STEPS, 2):
+            with use_backend(backend):
+                expected, v = without_fusing(monkeypatch, node, x[:steps]), node.v
+                assert ran[-1].scale is None
+                functional.reset_net(node)
+                assert torch.equal(node(x[:steps]), expected)
+                assert torch.equal(node.v, v)
+            assert ran[-1].scale.shape == (steps, FEATURES[0])  # type: ignore[union-attr]
+            assert ran[-1].x.data_ptr() == x.data_ptr(), "the input itself"
+            functional.reset_net(node)
+            with use_backend("framework"):
+                assert torch.equal(node(x[:steps]), expected)
+            assert expected.any()
+            assert not expected.all()
+
+
+@pytest.mark.parametrize("features", [(6,), (6, 4), (6, 3, 3)], ids=str)
+def test_a_folded_norm_in_the_kernel_has_its_gradient(
+    features: tuple[int, ...], ran: list[Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = folded("bntt", features=features)
+    x = torch.randn(STEPS, 3, *features)
+    weights = torch.randn(STEPS, 3, *features)
+    grads = []
+    for run in (node, lambda x: without_fusing(monkeypatch, node, x)):
+        functional.reset_net(node)
+        leaf = x.clone().requires_grad_()
+        (run(leaf) * weights).sum().backward()
+        grads.append(leaf.grad)
+    assert ran[-2].scale is not None
+    assert torch.equal(grads[0], grads[1])  # type: ignore[arg-type]
+    assert grads[0].any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_inputs_of_a_folded_norm_are_rounded_as_before(
+    dtype: torch.dtype, ran: list[Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, x = folded("bntt"), (torch.randn(STEPS, 8, *FEATURES) * 2).to(dtype)
+    expected = without_fusing(monkeypatch, node, x)
+    functional.reset_net(node)
+    assert torch.equal(node(x), expected)
+    assert ran[-1].scale is None
+    functional.reset_net(node)
+    assert not torch.equal(node(x.float()).to(dtype), expected), "the twin: in the kernel it is another"
+
+
+def test_a_folded_norm_in_the_kernel_refuses_what_it_did(ran: list[Call]) -> None:
+    node = folded("bntt")
+    with pytest.raises(TimestepError, match=f"made for {STEPS} steps"):
+        node(torch.randn(STEPS + 1, 3, *FEATURES))
+    with pytest.raises(RuntimeError):
+        node(torch.randn(STEPS, 3, 4, 5, 5))
+    with pytest.raises(FoldError, match=r"(?s)cannot be trained.*where: bntt \(FoldedTime\)"):
+        node.train()(torch.randn(STEPS, 3, *FEATURES))
+    assert [call for call in ran if call.scale is not None] == []
 
 
 def test_patch_shows_and_keeps_the_backend(ran: list[Call]) -> None:

@@ -145,6 +145,50 @@ def test_torn_checkpoints_are_refused(idiom: str, method: str) -> None:
         assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
+def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As converters and older releases of torch write it: a plain dict, which has no versions."""
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+@everywhere
+@pytest.mark.parametrize("method", METHODS)
+def test_counts_of_batches_may_be_missing_as_in_torch(idiom: str, method: str) -> None:
+    """Every other tensor comes from the checkpoint, in all slots; the counts stay those of the model."""
+    old = without_counts(older(idiom).state_dict())
+    plain, net = make(idiom, None), make(idiom, method)
+    plain.load_state_dict(old, strict=True)  # torch's own batch norms do
+    load(net, old)
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in plain.state_dict().items())
+    if method.startswith("bntt") and "neurons" not in method:
+        first, *later = (slot.state_dict() for slot in slots_of(net))
+        assert len(later) == T - 1
+        assert all(torch.equal(value, first[key]) for slot in later for key, value in slot.items())
+    source = newer(idiom, method)  # and those of a patched network, without a warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.load_state_dict(without_counts(source.state_dict()), strict=True)
+    x = images()
+    assert torch.equal(run(idiom, net.eval(), x), run(idiom, source, x))
+
+
+@everywhere
+@pytest.mark.parametrize("method", ["bntt", "tebn"])
+def test_torch_says_where_a_count_may_not_be_missing(idiom: str, method: str) -> None:
+    """In a checkpoint that has a version; and anything else that is missing is torn, as before."""
+    net, old = make(idiom, method), older(idiom).state_dict()
+    count = next(key for key in old if key.endswith("num_batches_tracked"))
+    plain = without_counts(old)
+    del old[count]
+    assert hasattr(old, "_metadata")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match=f'Missing key.*"{count}"'):
+            net.load_state_dict(old, strict=True)
+    del plain[next(key for key in plain if key.endswith("running_var"))]
+    with pytest.raises(CheckpointError, match=r"(?s)lacks 1 keys.*where: .*running_var"):
+        net.load_state_dict(plain)
+
+
 # --- whole networks --------------------------------------------------------------------------------------
 
 WITH_NORMS = [

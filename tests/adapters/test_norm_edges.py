@@ -7,17 +7,20 @@ without running statistics or without an affine.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import snntorch as snn
 import torch
+from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import snn_ext
-from snn_ext import FoldError, OptionError, TimestepError
+from snn_ext import BNTT, FoldError, OptionError, SnnExtError, TimestepError
 from tests.adapters.edge_nets import (
     IDIOMS,
     METHODS,
@@ -27,6 +30,7 @@ from tests.adapters.edge_nets import (
     make,
     normalised,
     norms,
+    patch,
     run,
     the_norm,
     train_step,
@@ -158,6 +162,79 @@ def test_other_numbers_of_steps_in_training(idiom: str, method: str, steps: int)
     check_gradients(net)
 
 
+# --- where it happened -----------------------------------------------------------------------------------
+
+
+def named(net: nn.Module, error: SnnExtError) -> str:
+    """The path that a message gives; it leads to a module of the class that the message gives."""
+    match = re.fullmatch(r"(\S+) \((\w+)\)", error.where)
+    assert match, error.where
+    module = net.get_submodule(match[1])
+    assert snn_ext.original_class(module).__name__ == match[2]
+    generated = {type(m).__name__ for m in net.modules() if type(m) is not snn_ext.original_class(m)}
+    assert not [name for name in generated if name in str(error)]
+    return match[1]
+
+
+@everywhere
+@all_methods
+def test_errors_of_norms_say_where(idiom: str, method: str, tmp_path: Path) -> None:
+    """Inside another network, as `get_submodule` takes it; after copying and loading too."""
+    outer = nn.ModuleDict({"body": make(idiom, None)})
+    if method != "mpbn":
+        patch(idiom, outer, method)
+    else:
+        snn_ext.patch(outer, mpbn=True)
+    snn_ext.save(outer, tmp_path / "net")
+    fresh = nn.ModuleDict({"body": make(idiom, None)})
+    for net in (outer, copy.deepcopy(outer), snn_ext.load(fresh, tmp_path / "net")):
+        body, sites = net["body"], [p for p, m in net.named_modules() if method.split()[0] in m._modules]
+        site = sites[-1] if "neurons" in method or method == "mpbn" else sites[0]
+        if method != "mpbn":
+            with pytest.raises(TimestepError, match="made for") as caught:
+                run(idiom, body.eval(), images(T + 1))
+            assert named(net, caught.value).startswith(sites[0])
+        if joint(idiom, method):
+            with pytest.raises(TimestepError, match="is trained with") as caught:
+                train_step(idiom, body.train(), images(T - 1))
+            assert named(net, caught.value).startswith(sites[0])
+        elif method == "mpbn" or "neurons" in method:
+            with pytest.raises(OptionError, match="one value per channel") as value:
+                train_step(idiom, body.train(), images(batch=1))
+            assert named(net, value.value).startswith(site + ".")
+    snn_ext.unpatch(outer)
+    assert not [m for m in outer.modules() if "_snn_ext_path" in vars(m)]
+
+
+def test_errors_of_clocks_say_where() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn, self.spare, self.lif = nn.BatchNorm1d(4), snn.Leaky(beta=0.5), snn.Leaky(beta=0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mem = self.lif.init_leaky()
+            for _ in range(T):
+                spikes, mem = self.lif(self.bn(x), mem)
+            return spikes  # type: ignore[no-any-return]
+
+    net = snn_ext.patch(Unused(), bntt=True, timesteps=T).eval()
+    with pytest.raises(TimestepError, match="cannot tell which time step") as caught:
+        net(torch.rand(2, 4))
+    assert caught.value.where == "bn (BatchNorm1d) before spare (Leaky)"
+    single = snn_ext.patch(
+        nn.Sequential(neuron.IFNode()),
+        bntt={"0": BNTT(at="neuron")},
+        timesteps=T,
+        example_input=torch.rand(2, 4),
+    )
+    single(torch.rand(2, 4))
+    single[0].v = torch.zeros(2, 4)
+    with pytest.raises(TimestepError, match="set by hand") as caught:
+        single(torch.rand(2, 4))
+    assert caught.value.where == "0 (IFNode)"
+
+
 # --- memory formats and precision ------------------------------------------------------------------------
 
 
@@ -255,6 +332,43 @@ def test_frozen_norms(idiom: str, method: str, freeze: Callable[[nn.Module], Non
     net.train()
     assert not torch.equal(train_step(idiom, net, x), expected), "the twin: not frozen"
     assert moved(net, before)
+
+
+@everywhere
+@pytest.mark.parametrize("frozen", [("weight",), ("bias",), ("weight", "bias")], ids="+".join)
+def test_a_frozen_affine_is_frozen_at_every_step(idiom: str, frozen: tuple[str, ...]) -> None:
+    """Frozen before the patch; whoever thaws the norm afterwards thaws all slots, which are inside it."""
+    net, x = make(idiom, None).train(), images()
+    for name in frozen:
+        the_norm(net).get_parameter(name).requires_grad_(False)
+    patch(idiom, net, "bntt with bias")
+    slots = [the_norm(net), *the_norm(net).bntt]  # type: ignore[misc]
+    assert len(slots) == T
+    for slot in slots:
+        assert {name for name in ("weight", "bias") if not getattr(slot, name).requires_grad} == {*frozen}
+    before = state(net)
+    optimizer = torch.optim.SGD(snn_ext.param_groups(net, lr=0.1))
+    train_step(idiom, net, x)
+    check_gradients(net)
+    optimizer.step()
+    site = next(name for name, module in net.named_modules() if module is slots[0])
+    learnt = {key.rpartition(".")[2] for key in moved(net, before) if key.startswith(site)}
+    assert learnt & {"weight", "bias"} == {"weight", "bias"} - {*frozen}
+    the_norm(net).requires_grad_(True)
+    assert all(p.requires_grad for slot in slots for p in slot.parameters())
+
+
+@everywhere
+@pytest.mark.parametrize("method", ["tebn", "tebn by step", "tebn at neurons"])
+def test_frozen_norms_take_shorter_sequences(idiom: str, method: str) -> None:
+    """Only the batch norms are in eval mode: no joint statistics are taken, so none need all T steps."""
+    net, x = make(idiom, method).train(), images()
+    every_norm(net)
+    whole = train_step(idiom, net, x)
+    for steps in range(1, T):
+        assert torch.equal(train_step(idiom, net, x[:steps]), whole[:steps])
+    with pytest.raises(TimestepError, match=f"made for {T} steps"):
+        train_step(idiom, net, images(T + 1))
 
 
 # --- unusual norms ---------------------------------------------------------------------------------------
