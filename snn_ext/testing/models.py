@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_ext.dynamics.description import Dynamics, NeuronSpec, NormSpec
 from snn_ext.methods.options import BNTT, IMP
@@ -46,9 +47,21 @@ _START = (0.3, 0.6)  # of V0, where it shall matter: away from zero, below usual
 
 
 def stock(case: Case) -> nn.Module:
-    """A new network of the framework, in eval mode; always with the same weights."""
+    """A new network of the framework, in eval mode; always with the same weights and statistics."""
     torch.manual_seed(1)
-    return case.make_model().eval()
+    model = case.make_model().eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                _train_a_little(module)
+    return model
+
+
+def _train_a_little(norm: _BatchNorm) -> None:
+    """Statistics and affines that matter: with those of a new norm much would look neutral that is not."""
+    for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+        if isinstance(tensor, Tensor):
+            tensor.add_(torch.rand(tensor.shape) * 0.5 - 0.125)
 
 
 def inputs(case: Case, batch: int = BATCH) -> Tensor:
@@ -65,14 +78,17 @@ def output(case: Case, model: nn.Module, x: Tensor | None = None) -> list[Tensor
 
 
 def patched(
-    case: Case, *, training: bool = False, model: nn.Module | None = None, **options: Any
+    case: Case, *, training: bool | None = False, model: nn.Module | None = None, **options: Any
 ) -> nn.Module:
-    """A new network with these methods; V0 is drawn from the same seed every time."""
+    """A new network (or `model`) with these methods, in eval mode unless `training` (None: as it was).
+
+    V0 is drawn from the same seed every time.
+    """
     model = stock(case) if model is None else model
     x = inputs(case)
     torch.manual_seed(4)
     model = patch(model, example_input=case.example(x), timesteps=len(x), **options)
-    return model.train(training)
+    return model if training is None else model.train(training)
 
 
 def takes(case: Case, method: str) -> list[Site]:

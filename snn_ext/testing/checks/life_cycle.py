@@ -87,11 +87,11 @@ def older_checkpoint(case: Case) -> None:
         model.load_state_dict(old.state_dict(), strict=True)
     told = [w for w in caught if "before the patch" in str(w.message)]
     expect(len(told) == 1, f"{len(told)} warnings about the missing V0, not one.", where=f"case {case.name}")
-    loaded = model.state_dict()
-    for key, value in old.state_dict().items():
-        expect_equal(value, loaded[key], "a value was not loaded.", where=key)
+    loaded = dict(model.named_parameters())
+    for name, value in old.named_parameters():
+        expect_equal(value, loaded[name], "a value was not loaded.", where=name)
     for path, (module, _) in patched_modules(model).items():
-        kept = module.state_dict()["imp"]
+        kept = module.get_parameter("imp")
         expect_equal(torch.full_like(kept, 0.25), kept, "V0 lost its value.", where=f"{path}.imp")
 
 

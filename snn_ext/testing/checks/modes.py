@@ -21,9 +21,11 @@ __all__ = ["deepcopy", "half_precision", "moves_with_the_model", "pickling", "tr
 @check("structure", do="do not call train() or eval(), nor set .training, in snn_ext_replace")
 def training_flags(case: Case) -> None:
     """The patch leaves every training flag as it is, and train() and eval() reach everything new."""
+    options = everything(case)
     for training in (False, True):
-        plain = {path: m.training for path, m in stock(case).train(training).named_modules()}
-        model = patched(case, model=stock(case).train(training), training=training, **everything(case))
+        model = stock(case).train(training)
+        plain = {path: m.training for path, m in model.named_modules()}
+        model = patched(case, model=model, training=None, **options)
         changed = [path for path, flag in plain.items() if model.get_submodule(path).training is not flag]
         expect(
             not changed,
@@ -118,8 +120,8 @@ def deepcopy(case: Case) -> None:
         copy.deepcopy(stock(case))
     except Exception as error:
         raise Unsupported(f"the framework's own network cannot be copied: {error}") from error
-    options = everything(case)
-    _expect_twin(case, copy.deepcopy(patched(case, **options)), patched(case, **options), "copy")
+    original = patched(case, **everything(case))
+    _expect_twin(case, copy.deepcopy(original), original, "copy")
 
 
 @check(
@@ -133,8 +135,7 @@ def pickling(case: Case) -> None:
         pickle.loads(pickle.dumps(stock(case)))
     except Exception as error:
         raise Unsupported(f"the framework's own network does not pickle: {error}") from error
-    options = everything(case)
-    original = patched(case, **options)
+    original = patched(case, **everything(case))
     _expect_twin(case, pickle.loads(pickle.dumps(original)), original, "unpickled network")
 
 
