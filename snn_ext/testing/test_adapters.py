@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 
+from snn_ext.errors import SnnExtError
 from snn_ext.patching import plugins
 from snn_ext.testing.case import Case
 from snn_ext.testing.check import Check
@@ -17,7 +19,11 @@ def _ready() -> list[plugins.Adapter]:
 
 
 def _cases() -> list[Case]:
-    return [case for adapter in _ready() for case in cases_of(adapter.name)]
+    found: list[Case] = []
+    for adapter in _ready():
+        with contextlib.suppress(SnnExtError):  # raised by `test_has_cases`
+            found += cases_of(adapter.name)
+    return found
 
 
 @parametrize_with_checks(_cases())
