@@ -3,6 +3,7 @@
 import pytest
 
 pytest.importorskip("norse", reason="norse is not installed")
+pytest.importorskip("snn_ext_norse", reason="pip install -e . first")
 
 from snn_ext_norse.cases import CASES
 
