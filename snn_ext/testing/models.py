@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from snn_ext.dynamics.description import Dynamics, NeuronSpec, NormSpec
 from snn_ext.methods.options import BNTT, IMP
@@ -36,6 +37,7 @@ __all__ = [
     "neurons",
     "output",
     "patched",
+    "same_values",
     "snapshot",
     "stock",
     "takes",
@@ -244,15 +246,24 @@ class _Same:
 @dataclass(frozen=True)
 class _Tensor:
     value: Tensor
-    copy: Tensor
+    copy: Tensor | None  # None where there are no values: lazy, or on meta
     trained: bool
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Tensor) or self.value is not other.value:
             return False
-        return self.trained == other.trained and torch.equal(self.copy, other.copy)
+        if self.copy is None or other.copy is None:
+            return self.copy is other.copy and self.trained == other.trained
+        return self.trained == other.trained and same_values(self.copy, other.copy)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Equal to the last bit, where NaN is NaN; on meta only shapes can be."""
+    if a.is_meta or b.is_meta or a.shape != b.shape:
+        return a.is_meta is b.is_meta and a.shape == b.shape
+    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
@@ -261,7 +272,8 @@ def _state(module: nn.Module) -> dict[str, Any]:
 
 def _token(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return _Tensor(value, value.detach().clone(), value.requires_grad)
+        empty = is_lazy(value) or value.is_meta
+        return _Tensor(value, None if empty else value.detach().clone(), value.requires_grad)
     if isinstance(value, dict):
         return [(key, _token(item)) for key, item in value.items()]
     if isinstance(value, list | tuple):

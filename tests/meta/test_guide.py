@@ -1,4 +1,4 @@
-"""The guide for adapters is enough: put together, what it shows is the norse adapter, and passes the suite."""
+"""The guide for adapters is enough: its blocks, put together, are the norse adapter, and pass the suite."""
 
 from __future__ import annotations
 
