@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import snn_ext
-from snn_ext import IMP, AlreadyPatchedError, OptionError, ShapeMismatchError, UnsupportedSiteError
+from snn_ext import (
+    IMP,
+    AlreadyPatchedError,
+    CheckpointError,
+    OptionError,
+    ShapeMismatchError,
+    UnsupportedSiteError,
+)
+from snn_ext.testing.models import snapshot
 from snn_ext.testing.toy import Neuron, Norm, ToyAdapter, registered
 from tests.property.hostile import Grumpy, Properly, Taken
 
@@ -83,3 +96,61 @@ def test_a_neutral_start_in_a_model_that_shares_a_leak() -> None:
     snn_ext.patch(net, imp=IMP(init="rest"), example_input=X)
     assert net[2].w is net[1].w
     assert torch.equal(net(X * 4), before)
+
+
+def _without(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    with safe_open(path, framework="pt") as file:
+        config = json.loads(file.metadata()["snn_ext"])
+    change(config)
+    save_file(load_file(path), path, metadata={"snn_ext": json.dumps(config)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["sites"]["1"].pop("features"),
+        lambda c: c["sites"].update({"1": None}),
+        lambda c: c["sites"]["1"].update(features=["x"]),
+        lambda c: c["sites"]["1"].update(folded=["mpbn"]),
+        lambda c: c["sites"]["1"]["methods"].update(imp=[]),
+    ],
+    ids=["no features", "no site", "features of text", "folded without a norm", "no options"],
+)
+def test_edited_configurations_in_checkpoints(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    """They were KeyError, TypeError, and in one case a model that stayed patched."""
+    path = tmp_path / "net"
+    net = nn.Sequential(nn.Linear(4, 4), Neuron())
+    snn_ext.save(snn_ext.patch(net, imp=True), path)
+    snn_ext.unpatch(net)
+    before = snapshot(net)
+    _without(path, change)
+    with pytest.raises(CheckpointError, match=r"\n  do: "):
+        snn_ext.load(net, path)
+    assert snapshot(net) == before
+
+
+def test_numbers_of_another_kind_in_checkpoints(tmp_path: Path) -> None:
+    """torch took the real part, with a warning of its own."""
+    path = tmp_path / "net"
+    net = nn.Sequential(nn.Linear(4, 4), Neuron())
+    snn_ext.save(snn_ext.patch(net, imp=True), path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    save_file({**tensors, "1.imp": tensors["1.imp"].to(torch.complex64)}, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"1\.imp is torch\.complex64, the model has torch\.float32"):
+        snn_ext.load(net, path)
+    save_file({**tensors, "1.imp": tensors["1.imp"].double()}, path, metadata=metadata)
+    snn_ext.load(net, path)  # a precision is not a kind
+
+
+def test_a_norm_inside_a_cycle() -> None:
+    """It was a RecursionError of state_dict, which torch does not survive."""
+    net = nn.Sequential(nn.Linear(4, 4), Norm(4), Neuron())
+    net[1].add_module("up", net)
+    plan = snn_ext.plan(net, bntt=True, timesteps=3)
+    assert "BNTT" in str(plan)
+    plan.apply()
+    assert len(net[1].bntt) == 2

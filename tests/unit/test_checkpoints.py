@@ -178,6 +178,7 @@ DAMAGES: dict[str, Any] = {
     "missing new key": lambda c, t: t.pop("1.imp"),
     "extra key": lambda c, t: t.update(extra=torch.zeros(1)),
     "wrong shape": lambda c, t: t.update({"1.imp": torch.zeros(99)}),
+    "another kind of number": lambda c, t: t.update({"0.bias": t["0.bias"].to(torch.complex64)}),
     "dangling alias": lambda c, t: c["aliases"].update(a="b"),
 }
 
