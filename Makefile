@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WITH_dev := -e examples/third_party_adapter
 
 .PHONY: demo test lint clean
 
@@ -21,7 +22,7 @@ lint: $(VENV)/.dev
 $(VENV)/.examples $(VENV)/.dev: $(VENV)/.%: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "snn-ext needs Python >= 3.11: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e ".[$*]"
+	$(BIN)/python -m pip install -e ".[$*]" $(WITH_$*)
 	touch $@
 
 clean:

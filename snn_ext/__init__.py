@@ -4,7 +4,7 @@ model = snn_ext.patch(model, imp=True, example_input=x)
 crit = snn_ext.loss(model, "tet-s")
 """
 
-from snn_ext import functional, neurons, norms, objectives, surrogates
+from snn_ext import functional, neurons, norms, objectives, surrogates, testing
 from snn_ext.analysis.early_exit import (
     BNTTExit,
     ConfidenceExit,
@@ -109,5 +109,6 @@ __all__ = [
     "save",
     "surrogates",
     "swap_class",
+    "testing",
     "unpatch",
 ]

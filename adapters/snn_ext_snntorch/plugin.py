@@ -90,3 +90,10 @@ def snn_ext_loss(
     from snn_ext_snntorch.losses import native_loss
 
     return native_loss(objective, readout, want)
+
+
+@hookimpl
+def snn_ext_cases() -> tuple[Any, ...]:
+    from snn_ext_snntorch.cases import cases
+
+    return cases()

@@ -81,3 +81,10 @@ def snn_ext_reset(root: nn.Module) -> None:
             reset = getattr(module, "reset", None)
             if callable(reset):
                 reset()
+
+
+@hookimpl
+def snn_ext_cases() -> tuple[Any, ...]:
+    from snn_ext_spikingjelly.cases import cases
+
+    return cases()

@@ -64,7 +64,9 @@ class LaterSlots(nn.ModuleList):
 def _twin(norm: _BatchNorm, bias: bool, eps: float, momentum: float | None) -> BatchNorm:
     twin = BatchNorm(norm.num_features, eps, momentum, norm.affine, norm.track_running_stats)
     twin = without_bias(twin, bias and norm.bias is not None)
-    own = norm.state_dict()
+    # not state_dict(): that of a module inside a cycle never ends
+    tensors = {**norm._parameters, **norm._buffers}
+    own = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
     floating = [value.dtype for value in own.values() if value.is_floating_point()]
     twin = twin.to(floating[0]) if floating else twin
     new = twin.state_dict()

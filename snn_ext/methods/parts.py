@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_ext.dynamics.description import NeuronSpec, NormSpec
-from snn_ext.errors import AdapterError
+from snn_ext.errors import AdapterError, ShapeMismatchError
 from snn_ext.methods.conversion import LaterSlots, NormalisedInput, TemporalScale, TimedNorm
 from snn_ext.methods.neurons import InitialPotential, initial_potential, potential_shape
 from snn_ext.methods.norms import NormalisedMembrane, membrane_batch_norm
@@ -45,7 +45,7 @@ def new_part(option: Method, place: Place, *, device: torch.device, dtype: torch
     """The parameter or module that `option` puts into this place.
 
     Raises:
-        OptionError, ShapeMismatchError: see `initial_potential`.
+        OptionError, ShapeMismatchError: see `initial_potential`; no channels for a norm.
     """
     if isinstance(option, IMP) and isinstance(place.spec, NeuronSpec):
         return initial_potential(option, place.features, place.spec, device=device, dtype=dtype)
@@ -54,14 +54,19 @@ def new_part(option: Method, place: Place, *, device: torch.device, dtype: torch
 
 def _new_module(option: Method, place: Place) -> nn.Module:
     features, steps = tuple(place.features or ()), place.timesteps or 1
-    if isinstance(option, MPBN):
-        return membrane_batch_norm(option, features)
     if isinstance(option, TimeNorm) and isinstance(place.module, _BatchNorm):
         eps = place.module.eps if option.eps is None else option.eps
         momentum = place.module.momentum if option.momentum is None else option.momentum
         if isinstance(option, BNTT):
             return LaterSlots(place.module, steps, bias=option.bias, eps=eps, momentum=momentum)
         return TemporalScale(place.module, steps, stats=_stats(option), eps=eps, momentum=momentum)
+    if not features:
+        raise ShapeMismatchError(
+            f"{type(option).__name__} needs features [C, *] behind time and batch; there are none.",
+            do="pass an example_input with features, or exclude this site",
+        )
+    if isinstance(option, MPBN):
+        return membrane_batch_norm(option, features)
     momentum = 0.1 if getattr(option, "momentum", None) is None else option.momentum  # type: ignore[attr-defined]
     if isinstance(option, BNTT):
         eps = 1e-4 if option.eps is None else option.eps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from snn_ext import kernels
-from snn_ext.errors import AdapterError, FoldError, OptionError
+from snn_ext.errors import AdapterError, FoldError, OptionError, SnnExtError
 from snn_ext.methods.clock import Clock, ClockedNorm
 from snn_ext.methods.fused import FusedNeuron
 from snn_ext.methods.parts import Part, attach, detach, new_part
@@ -151,6 +152,9 @@ def execute(plan: Plan) -> nn.Module:
         for step in reversed(undo):
             step()
         expect_older_checkpoints(plan.model, on=True)
+        for adapter in plugins.usable_adapters():  # they may have been told of the patch already
+            with contextlib.suppress(SnnExtError):
+                _tell_adapter(adapter, plan.model, [d.site.module for d in todo])
         raise
     return root
 
@@ -202,6 +206,7 @@ def _replace(
             why="snn_ext_replace must return a module",
             do=f"report this to the authors of the adapter {site.adapter!r}; the model is unchanged",
         )
+    undo.append(lambda: _take_back(new))  # a new object may share attributes with the old one
     if decision.keeps_time:  # perhaps without any part
         remember_path(new, site.paths[0])
     for name, part in made.items():
@@ -262,7 +267,11 @@ def _take_back(module: nn.Module) -> None:
 
 def _tell_adapters(root: nn.Module, replaced: list[nn.Module]) -> None:
     for adapter in plugins.usable_adapters():
-        plugins.ask(adapter, "snn_ext_changed", root=root, replaced=tuple(replaced))
+        _tell_adapter(adapter, root, replaced)
+
+
+def _tell_adapter(adapter: str, root: nn.Module, replaced: list[nn.Module]) -> None:
+    plugins.ask(adapter, "snn_ext_changed", root=root, replaced=tuple(replaced))
 
 
 def unpatch(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from snn_ext.patching.arguments import refuse_wrapped
 from snn_ext.patching.decision import Decision, Plan
 from snn_ext.patching.fold import install_blanks, last_fold, remember_fold
 from snn_ext.patching.measured import FoldResult
+from snn_ext.patching.recipe import check_recipe
 from snn_ext.patching.record import framework_class, patched_modules
 from snn_ext.patching.sites import scan
 from snn_ext.patching.stepper import device_of, stepper
@@ -146,7 +148,6 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     if fresh:
         decisions = _decisions(model, config["sites"], Path(path))
         model = execute(Plan(model, decisions, execute))
-        install_blanks(model, {name: entry.get("folded", ()) for name, entry in config["sites"].items()})
     elif _sites_config(model) != config["sites"]:
         raise AlreadyPatchedError(
             f"{type(model).__name__} is patched otherwise than the checkpoint.",
@@ -154,6 +155,8 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
             do="load into a fresh model, or into snn_ext.unpatch(model)",
         )
     try:
+        if fresh:
+            install_blanks(model, {name: entry.get("folded", ()) for name, entry in config["sites"].items()})
         _check_fits(model, tensors, Path(path))
         model.load_state_dict(tensors, strict=True)
     except BaseException:
@@ -175,14 +178,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         config = json.loads(metadata[_KEY])
-        version, aliases = config["format"], config["aliases"]
+        version = config["format"]
         if version > FORMAT:
             raise damaged(
                 f"it has format {version}, this version of snn-ext reads up to {FORMAT}",
                 "upgrade snn-ext",
             )
-        tensors.update({alias: tensors[kept] for alias, kept in aliases.items()})
-        config["sites"] = dict(config["sites"])
+        check_recipe(config)
+        tensors.update({alias: tensors[kept] for alias, kept in config["aliases"].items()})
         fold = config.get("fold")
         config["fold"] = None if fold is None else FoldResult(**fold)
     except CheckpointError:
@@ -240,6 +243,11 @@ def _check_fits(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> Non
         f"{key} is {list(tensors[key].shape)}, the model has {list(value.shape)}"
         for key, value in own.items()
         if key in tensors and tensors[key].shape != value.shape
+    ]
+    wrong += [  # torch would drop what another kind of number cannot hold
+        f"{key} is {tensors[key].dtype}, the model has {value.dtype}"
+        for key, value in own.items()
+        if key in tensors and not torch.can_cast(tensors[key].dtype, value.dtype)
     ]
     if wrong:
         raise CheckpointError(

@@ -7,7 +7,7 @@ An adapter is a module or object with some of these hooks, found through the ent
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,3 +101,10 @@ def snn_ext_loss(
     root: nn.Module, objective: Objective, readout: Callable[[Any], Tensor], want: Want
 ) -> Callable[[Any, Tensor], Tensor] | None:
     """A loss ``(output, target)`` with what the framework's own trainers expect of one, or None."""
+
+
+@hookspec(firstresult=True)
+def snn_ext_cases() -> Sequence[Any] | None:
+    """Networks to check the adapter with, as `snn_ext.testing.Case`: then
+    ``python -m pytest --pyargs snn_ext.testing`` runs the compliance suite on it wherever it is installed.
+    """

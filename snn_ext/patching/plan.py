@@ -63,10 +63,11 @@ def decide(
     sites = [s for s in scan(model) if isinstance(s.spec, NeuronSpec) or {BNTT.name, TEBN.name} & set(rules)]
     selection.check_patterns(sites)
     wishes = _placed(sites, {id(site): selection.wishes(site) for site in sites})
-    open_sites = [s for s in sites if wishes[id(s)] and record_of(s.module) is None]
     traced = None
-    if example_input is not None and open_sites:
+    if example_input is not None and any(_is_open(s, wishes[id(s)]) for s in sites):
         traced = shapes.trace(model, example_input, sites)
+    if given_steps and any(isinstance(w.option, TimeNorm) for ws in wishes.values() for w in ws.values()):
+        _check_steps(given_steps, shapes.longest(sites, traced))
     steps = given_steps or shapes.timesteps(sites, traced)
     context = _Context(model, traced, steps, parse_backend(backend))
     named = {key for key, wanted in wishes.items() if any(wish.named for wish in wanted.values())}
@@ -76,6 +77,11 @@ def decide(
     device = device_of(model)
     asked = context.backend
     return tuple(replace(d, backend=asked, step=stepper(d.site, d.done, device, asked)) for d in decisions)
+
+
+def _is_open(site: Site, wishes: Mapping[str, Wish]) -> bool:
+    """Whether there is something to decide that a trace could help with."""
+    return record_of(site.module) is None and any(not _refusal(site, w.option) for w in wishes.values())
 
 
 def _placed(sites: list[Site], wishes: dict[int, dict[str, Wish]]) -> dict[int, dict[str, Wish]]:
@@ -213,8 +219,27 @@ def _refusal(site: Site, option: Method) -> str | None:
         return "joint statistics need whole sequences, and it is called step by step: TEBN(stats='step')"
     if any(is_lazy(p) for p in site.module.parameters(recurse=False)):
         return "its parameters have no shape yet; run one forward pass first"
-    taken = record_of(site.module) is None and hasattr(site.module, option.name)
-    return f"it has an attribute {option.name!r} of its own" if taken else None
+    return _taken(site.module, option.name)
+
+
+def _taken(module: nn.Module, name: str) -> str | None:
+    """Why nothing can be attached to a module under this name."""
+    record = record_of(module)
+    if record is not None and name in record.added:
+        return None
+    try:
+        return f"it has an attribute {name!r} of its own" if hasattr(module, name) else None
+    except Exception as error:  # a property, or a __getattr__ of the user's
+        return f"asking it for an attribute {name!r} raises {type(error).__name__}: {error}"
+
+
+def _check_steps(given: int, seen: int) -> None:
+    if seen > given:
+        raise OptionError(
+            f"timesteps={given}, but example_input has {seen} time steps.",
+            why="BNTT and TEBN have parameters per step, and none for the later ones",
+            do=f"pass timesteps={seen}, or an example_input of {given} steps",
+        )
 
 
 def _steps(context: _Context, site: Site) -> int:

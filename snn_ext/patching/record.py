@@ -166,7 +166,8 @@ def _site_keys(module: nn.Module) -> list[tuple[list[str], dict[str, tuple[Tenso
     Tensors are matched by identity: wrappers change names, and shared sites have several.
     """
     names: dict[int, list[str]] = {}
-    for key, tensor in module.state_dict(keep_vars=True).items():
+    state = module.state_dict(keep_vars=True)  # kept: an id is that of another tensor once its own is gone
+    for key, tensor in state.items():
         names.setdefault(id(tensor), []).append(key)
     result = []
     for site, record in patched_modules(module).values():

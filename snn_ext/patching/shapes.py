@@ -19,7 +19,7 @@ from snn_ext.patching import plugins
 from snn_ext.patching.record import walk
 from snn_ext.patching.sites import Site
 
-__all__ = ["follows_weights", "infer", "run", "timesteps", "trace", "untouched"]
+__all__ = ["follows_weights", "infer", "longest", "run", "timesteps", "trace", "untouched"]
 
 
 def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, list[Tensor]]:
@@ -197,6 +197,12 @@ def timesteps(sites: list[Site], traced: Mapping[int, list[Tensor]] | None) -> i
             # a single call may be one step of a loop outside the model
             seen.add(len(inputs))
     return seen.pop() if len(seen) == 1 else None
+
+
+def longest(sites: list[Site], traced: Mapping[int, list[Tensor]] | None) -> int:
+    """The largest T of whole sequences in the trace; 0 where none was seen."""
+    whole = [site for site in sites if site.spec.time is Time.LEADING]
+    return max((len(x) for site in whole for x in (traced or {}).get(id(site.module), [])), default=0)
 
 
 def _features(layer: nn.Module) -> tuple[int | None, ...] | None:

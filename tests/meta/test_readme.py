@@ -1,4 +1,7 @@
-"""Every Python block of the README and the docs runs, page by page, in order."""
+"""Every Python block of the README and the docs runs, page by page, in order.
+
+Blocks that begin with ``# path/of/a/file.py`` are files: see `test_guide`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path) -> list[str]:
-    return BLOCK.findall(page.read_text())
+    return [code for code in BLOCK.findall(page.read_text()) if not re.match(r"# \S+\.py\n", code)]
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))

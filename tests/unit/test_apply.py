@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 import snn_ext
-from snn_ext import IMP, AdapterError, hookimpl
+from snn_ext import IMP, AdapterError, AdapterInfo, hookimpl
 from snn_ext.methods.swap import original_class, swap_class
+from snn_ext.neurons import InitialPotential
 from snn_ext.patching import plugins
-from tests.toy import LeadingNeuron, StepNeuron, ToyAdapter, leading_net, registered
+from tests.toy import LeadingNeuron, Start, StepNeuron, ToyAdapter, leading_net, registered
 from tests.unit.test_plan import fingerprint, same
 
 X = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(1))
@@ -239,3 +240,68 @@ def test_trees_with_cycles_end() -> None:
     net[1].__dict__["_modules"]["parent"] = net
     plan = snn_ext.plan(net, imp=IMP(shape="layer"))
     assert [d.site.path for d in plan.decisions] == ["1", "3"]
+
+
+class Hooked(ToyAdapter):
+    """Keeps a hook on patched roots."""
+
+    name = "hooked"
+
+    @hookimpl
+    def snn_ext_changed(self, root: nn.Module, replaced: Any) -> None:
+        root._forward_hooks.clear()
+        if any(isinstance(m, InitialPotential) for m in root.modules()):
+            root.register_forward_hook(lambda *_: None)
+
+
+class Late:
+    """Is told last, and raises."""
+
+    @hookimpl
+    def snn_ext_adapter(self) -> AdapterInfo:
+        return AdapterInfo("late", "tests", "tests", ("imp",))
+
+    @hookimpl
+    def snn_ext_changed(self, root: nn.Module, replaced: Any) -> None:
+        raise RuntimeError("late boom")
+
+
+def test_adapters_that_were_told_of_a_patch_are_told_that_it_failed() -> None:
+    plugins.registry().remove("toy")
+    net = leading_net()
+    before = fingerprint(net)
+    with registered(Hooked()):
+        with registered(Late()), pytest.raises(AdapterError, match="late boom"):
+            snn_ext.patch(net, imp=True)
+        assert same(before, fingerprint(net))
+        snn_ext.patch(net, imp=True)
+        assert net._forward_hooks
+        snn_ext.unpatch(net)
+    assert same(before, fingerprint(net))
+    snn_ext.register(ToyAdapter())
+
+
+class Copying(ToyAdapter):
+    """Replaces by new objects that share the dictionaries of the old ones."""
+
+    name = "copying"
+
+    @hookimpl
+    def snn_ext_replace(self, site: Any, methods: Mapping[str, object], features: Any) -> nn.Module:
+        new = copy.copy(site.module)
+        swap_class(new, Start)
+        return new
+
+
+def test_new_objects_that_share_with_the_old_ones_are_taken_back() -> None:
+    plugins.registry().remove("toy")
+    net = leading_net()
+    with registered(Copying()):
+        plan = snn_ext.plan(net, imp=True)
+        before = fingerprint(net)
+        net[3].__dict__["imp"] = "taken since"
+        with pytest.raises(KeyError, match="imp"):
+            plan.apply()
+        del net[3].__dict__["imp"]
+        assert same(before, fingerprint(net))
+    snn_ext.register(ToyAdapter())

@@ -178,6 +178,7 @@ DAMAGES: dict[str, Any] = {
     "missing new key": lambda c, t: t.pop("1.imp"),
     "extra key": lambda c, t: t.update(extra=torch.zeros(1)),
     "wrong shape": lambda c, t: t.update({"1.imp": torch.zeros(99)}),
+    "another kind of number": lambda c, t: t.update({"0.bias": t["0.bias"].to(torch.complex64)}),
     "dangling alias": lambda c, t: c["aliases"].update(a="b"),
 }
 
@@ -260,3 +261,22 @@ def test_new_object_sites_load(tmp_path: Path) -> None:
     other = snn_ext.load(make(), tmp_path / "net")
     x = torch.rand(2, 4)
     assert torch.equal(other(x), net(x))
+
+
+class Counted(Keyed):
+    """Keeps an extra state in checkpoints, made anew whenever it is asked for."""
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.zeros(3)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        pass
+
+
+def test_extra_states_are_not_taken_for_other_tensors() -> None:
+    """They are gone when the next tensor is made, which may get their id."""
+    plain = nn.Sequential(*(m for _ in range(20) for m in (nn.Linear(4, 4), Counted())))
+    before = {key: value for key, value in plain.state_dict().items() if "extra" not in key}
+    snn_ext.patch(plain, imp=True)
+    with pytest.warns(UserWarning, match="before the patch"):
+        plain.load_state_dict(before, strict=False)

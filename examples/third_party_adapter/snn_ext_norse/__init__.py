@@ -1,0 +1,1 @@
+"""snn-ext adapter for norse."""

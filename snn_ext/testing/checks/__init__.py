@@ -1,0 +1,1 @@
+"""The checks, one idea each, by what they are about."""
