@@ -195,7 +195,7 @@ def run(call: Call) -> Result:
     for other, reason in better.items():
         _log_once(other, reason)
     try:
-        return BACKENDS[name].run(call)
+        return _run(name, call)
     except BackendUnavailableError as error:
         if _wanted() != "auto" or BACKENDS[name].unavailable() is None:
             raise
@@ -215,3 +215,10 @@ def _log_once(name: str, reason: str) -> None:
         _logged.add((name, reason))
         level = logging.WARNING if BACKENDS[name].unavailable() else logging.INFO
         _LOG.log(level, "neurons do not run on the backend %r: %s", name, reason)
+
+
+def _run(name: str, call: Call) -> Result:
+    if not torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
+        return BACKENDS[name].run(call)
+    with torch.profiler.record_function(f"snn_ext::neuron[{name}]"):  # no operators of torch are called
+        return BACKENDS[name].run(call)

@@ -184,6 +184,18 @@ def test_autocast_runs_the_fused_path(ran: list[Call]) -> None:
     assert net[1].imp.grad is not None
 
 
+@pytest.mark.parametrize("patched", [True, False])
+def test_a_trace_shows_who_runs_neurons_under_autocast(patched: bool) -> None:
+    net = nn.Sequential(layer.Linear(8, 16, step_mode="m"), neuron.LIFNode(step_mode="m"))
+    if patched:
+        snn_ext.patch(net, imp=True)
+    with torch.profiler.profile() as trace, torch.autocast("cpu", torch.bfloat16):
+        net(torch.randn(STEPS, 3, 8))
+    names = [event.name for event in trace.events()]
+    steps = names.count("aten::ge")  # one comparison with the threshold per step, in a loop
+    assert (names.count("snn_ext::neuron[host]"), steps) == ((1, 0) if patched else (0, STEPS))
+
+
 class Counter(TorchDispatchMode):
     """Any tool that watches operations."""
 
