@@ -1,7 +1,8 @@
 """Time and memory of several ways to do one thing, measured together and written down with their origin.
 
-All ways of one case run in turn within every round, and what is reported is the median over rounds of
-the ratio to the baseline *in the same round*: a machine that slows down slows all of them down.
+All ways of one case run in turn within every round, each round beginning with another one, and what is
+reported is the median over rounds of the ratio to the baseline *in the same round*: a machine that slows
+down slows all of them down.
 """
 
 from __future__ import annotations
@@ -16,17 +17,30 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-__all__ = ["Case", "Measured", "main", "measure", "origin", "plot", "show"]
+__all__ = [
+    "Case",
+    "Measured",
+    "Ratio",
+    "duration",
+    "interleaved",
+    "kept",
+    "main",
+    "measure",
+    "origin",
+    "plot",
+    "ratio",
+    "show",
+]
 
 ALLOCATOR = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
 """Without it, tensors of 32 MiB and more are fresh pages at every call, and page faults hide the rest."""
@@ -60,15 +74,17 @@ class Measured:
     """One way of one case.
 
     Attributes:
+        baseline: the way it is compared with.
         ns: nanoseconds of processor (or device) time per unit, median over rounds.
         speedup: baseline time / own time of the same round, median over rounds.
         low, high: quartiles of `speedup`.
-        kept: bytes kept for the backward pass per unit; None where the way has no backward.
+        kept: bytes kept for the backward pass per unit, see `kept`; None where nothing is.
         goal: the speed-up aimed at, if any.
     """
 
     case: str
     way: str
+    baseline: str
     ns: float
     speedup: float
     low: float
@@ -84,36 +100,62 @@ class Measured:
         return "met" if self.speedup >= self.goal else "MISSED"
 
 
+class Ratio(NamedTuple):
+    """Of times of the same rounds: median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def ratio(base: Sequence[float], own: Sequence[float]) -> Ratio:
+    """How many times faster `own` is than `base`."""
+    ratios = [b / o for b, o in zip(base, own, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    return Ratio(statistics.median(ratios), low, high)
+
+
 def measure(case: Case, device: str = "cpu") -> list[Measured]:
     """All ways of one case, interleaved."""
     torch.manual_seed(0)
     ways = dict(case.setup())
-    loops = {name: _warm(way, device) for name, way in ways.items()}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(case.rounds):
-            for name, way in ways.items():
-                times[name].append(_seconds(way, loops[name], device))
-    finally:
-        gc.enable()
-    return [_summary(case, name, times, _kept(way, case.units)) for name, way in ways.items()]
+    times = interleaved(ways, case.rounds, device)
+    return [_summary(case, name, times, kept(way)) for name, way in ways.items()]
 
 
-def _summary(case: Case, name: str, times: Mapping[str, list[float]], kept: float | None) -> Measured:
-    ratios = [base / own for base, own in zip(times[case.baseline], times[name], strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+def _summary(case: Case, name: str, times: Mapping[str, list[float]], saved: int) -> Measured:
+    found = ratio(times[case.baseline], times[name])
     return Measured(
         case=case.name,
         way=name,
+        baseline=case.baseline,
         ns=statistics.median(times[name]) / case.units * 1e9,
-        speedup=statistics.median(ratios),
-        low=low,
-        high=high,
-        kept=kept,
+        speedup=found.median,
+        low=found.low,
+        high=found.high,
+        kept=saved / case.units if saved else None,
         goal=case.goals.get(name),
     )
+
+
+def interleaved(ways: Mapping[str, Way], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
+    """Seconds of one call of every way, in every round; warmed up first."""
+    loops = {name: _warm(way, device) for name, way in ways.items()}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    gc.collect()
+    gc.freeze()  # so that collecting between the rounds takes no time
+    gc.disable()
+    try:
+        for i in range(rounds):
+            first = i % len(names)
+            for name in names[first:] + names[:first]:  # nobody always runs behind the same other
+                times[name].append(_seconds(ways[name], loops[name], device))
+            gc.collect()  # what sits in cycles must not pile up
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    return times
 
 
 def _warm(way: Way, device: str) -> int:
@@ -144,24 +186,29 @@ def _device_seconds(way: Way, loops: int) -> float:
     return start.elapsed_time(end) / 1e3 / loops
 
 
-def _kept(way: Way, units: int) -> float | None:
-    """Bytes of distinct memory that one call saves for its backward pass, per unit."""
+def kept(way: Way) -> int:
+    """Bytes of distinct memory that one call saves for its backward pass.
+
+    Inputs count, parameters do not: those are there anyhow. What a function keeps by other means than
+    autograd's is not seen.
+    """
     saved: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
+        if not isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         way()
-    return sum(saved.values()) / units if saved else None
+    return sum(saved.values())
 
 
 def origin(device: str, command: Iterable[str]) -> dict[str, Any]:
     """Where numbers come from: device, versions, commit, command, allocator."""
     versions = {}
-    for name in ("torch", "spikingjelly", "snntorch", "cupy-cuda13x", "triton"):
+    for name in ("torch", "triton", "numpy", "cupy-cuda12x", "cupy-cuda13x", "spikingjelly", "snntorch"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -187,27 +234,44 @@ def _processor() -> str:
 
 
 def _commit() -> str:
+    """Of the source; "unknown" in a copy without its history."""
+
     def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
         return done.stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+    try:
+        return git("rev-parse", "--short", "HEAD") + (
+            "-dirty" if git("status", "--porcelain", "-uno") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def duration(ns: float) -> str:
+    """Three digits and a unit."""
+    for size, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "µs")):
+        if ns >= size:
+            return f"{ns / size:.3g} {unit}"
+    return f"{ns:.3g} ns"
 
 
 def show(results: Iterable[Measured], console: Console) -> None:
     """The table, losers included."""
     table = Table(box=None, pad_edge=False)
-    for header in ("case", "way", "ns", "speed-up", "quartiles", "kept B", "goal", ""):
-        table.add_column(header, justify="left" if header in ("case", "way", "") else "right")
+    for header in ("case", "way", "time", "speed-up", "quartiles", "kept B", "goal", ""):
+        table.add_column(header, justify="left" if header in ("case", "way", "") else "right", no_wrap=True)
     last = ""
     for r in results:
         table.add_row(
             r.case if r.case != last else "",
             r.way,
-            f"{r.ns:.3g}",
+            duration(r.ns),
             f"{r.speedup:.2f}x",
             f"{r.low:.2f}-{r.high:.2f}",
-            "" if r.kept is None else f"{r.kept:.1f}",
+            "" if r.kept is None else f"{r.kept:,.1f}".removesuffix(".0"),
             "" if r.goal is None else f"{r.goal:g}x",
             r.verdict,
         )
@@ -229,10 +293,15 @@ def main(name: str, cases: Callable[[bool], list[Case]], argv: list[str] | None 
     results: list[Measured] = []
     for case in track(cases(args.quick), description=name, console=Console(stderr=True)):
         results += measure(case)
-    console = Console(width=110)
-    console.print(f"{name}: forward and backward, processor time of one thread; {_processor()}")
+    record = {
+        "benchmark": name,
+        **origin("cpu", sys.argv),
+        "results": [{**asdict(r), "verdict": r.verdict} for r in results],
+    }
+    console = Console(width=max(120, Console().width))
+    console.print(f"{name}: forward and backward, processor time of one thread, per neuron-step or sample")
+    console.print(f"{record['device']}; allocator: {record['allocator']}", highlight=False)
     show(results, console)
-    record = {"benchmark": name, **origin("cpu", sys.argv), "results": [asdict(r) for r in results]}
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -145,3 +145,11 @@ def calls(family: list[Dynamics]) -> list[Call]:
         if i % 2:
             found.append(call(d, 2 * i, (torch.float16, torch.bfloat16)[i // 2 % 2], dyadic=True))
     return found
+
+
+FAMILIES: dict[str, list[Dynamics]] = {
+    **{f"{c}, {r}": list(spikingjelly(c, r)) for c in CHARGES for r in ("hard", "soft")},
+    **{f"snntorch, {r}": list(snntorch(r)) for r in ("hard", "soft", "none")},
+    **{f"others, {t}": list(others(t)) for t in ("immediate", "delayed")},
+}
+"""Every specialisation of the kernels, but for the types of inputs and outputs: see `calls`."""

@@ -7,16 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from snn_ext import Dynamics
 from snn_ext.kernels import reference_backend
 from tests.kernels import cases, harness
-
-FAMILIES: dict[str, list[Dynamics]] = {
-    **{f"{c}, {r}": list(cases.spikingjelly(c, r)) for c in cases.CHARGES for r in ("hard", "soft")},
-    **{f"snntorch, {r}": list(cases.snntorch(r)) for r in ("hard", "soft", "none")},
-    **{f"others, {t}": list(cases.others(t)) for t in ("immediate", "delayed")},
-}
-
+from tests.kernels.cases import FAMILIES
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_builds_are_equal(family: str) -> None:
