@@ -1,17 +1,29 @@
-# make demo | make test | make lint: each sets up .venv by itself; nothing but Python >= 3.11 is needed.
+# make demo | test | fuzz | compliance | lint: each sets up .venv by itself; nothing but Python >= 3.11 is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WITH_dev := -e examples/third_party_adapter
 
-.PHONY: demo test lint clean
+# Random tests start from this number; print it, so that a failure can be repeated: make test SEED=...
+SEED ?= $(shell date +%s)
+
+.PHONY: demo test fuzz compliance lint clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/digits.py
 
 # One thread per process: two processes on two cores beat two threads each.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(SEED)
+
+# Every night: 10,000 hostile models and damaged files instead of 500.
+fuzz: $(VENV)/.dev
+	SNN_EXT_EXAMPLES=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(SEED) \
+		tests/property/test_hostile.py tests/property/test_torn_files.py
+
+# Is patching still right, in the installed releases of the frameworks?
+compliance: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --pyargs snn_ext.testing
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

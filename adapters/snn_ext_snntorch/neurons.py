@@ -26,7 +26,8 @@ class Timed(Clock, State):
     _ext_begins = False
 
     def steps_done(self, batch: int) -> int:
-        if self._ext_begins or not self.mem.numel() or len(self.mem) != batch:
+        unused = self.mem.shape == (0,)  # as it was made; an empty batch gives [0, *]
+        if self._ext_begins or unused or len(self.mem) != batch:
             return 0
         return steps_behind(self.mem, self)
 

@@ -91,7 +91,7 @@ def initial_potential(
                 do="use IMP(shape='neuron'), or give init as a number or a range",
             )
     if option.squash:
-        if not bool(((v0 > 0) & (v0 < 1)).all()):
+        if not v0.is_meta and not bool(((v0 > 0) & (v0 < 1)).all()):
             raise OptionError(
                 "IMP(squash='sigmoid') gives V0 in (0, 1), and this neuron's init is outside.",
                 do="pass init=(0.4, 0.6), or leave squash out",

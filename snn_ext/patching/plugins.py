@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from snn_ext.errors import AdapterError, SnnExtError
 from snn_ext.patching import hookspecs
 from snn_ext.patching.hookspecs import PROJECT, AdapterInfo
 
-__all__ = ["Adapter", "adapters", "ask", "comes_from", "register", "usable_adapters"]
+__all__ = ["Adapter", "adapters", "answered", "ask", "comes_from", "register", "usable_adapters"]
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,11 @@ class _Registry:
                     f"two adapters are called {info[0].name!r}.",
                     do="give one of them another name, or uninstall one",
                 )
-        except BaseException:
+        except BaseException as error:
             self.manager.unregister(name=name)
-            raise
+            if isinstance(error, SnnExtError) or not isinstance(error, Exception):
+                raise
+            raise _failed(fallback_name, "snn_ext_adapter", error) from error
         version = _version(info[0])
         self.adapters[info[0].name] = Adapter(info[0].name, info[0], version, None)
         self._plugins[info[0].name] = plugin
@@ -97,16 +100,29 @@ class _Registry:
         except SnnExtError:
             raise
         except Exception as error:
-            raise AdapterError(
-                f"the adapter {name!r} failed in {hook}.",
-                why=f"{type(error).__name__}: {error}",
-                do=f"report this to the authors of the adapter {name!r}; the model is unchanged",
-            ) from error
+            raise _failed(name, hook, error) from error
         return results[0] if results else None
 
     def remove(self, name: str) -> None:
         self.manager.unregister(self._plugins.pop(name))
         del self.adapters[name]
+
+
+def _failed(adapter: str, hook: str, error: Exception) -> AdapterError:
+    return AdapterError(
+        f"the adapter {adapter!r} failed in {hook}.",
+        why=f"{type(error).__name__}: {error}",
+        do=f"report this to the authors of the adapter {adapter!r}; the model is unchanged",
+    )
+
+
+def answered(adapter: str, hook: str, answer: object, wanted: str) -> AdapterError:
+    """The error for a hook that answered something else than what was `wanted`."""
+    return AdapterError(
+        f"the adapter {adapter!r} answered {hook} with a {type(answer).__name__}.",
+        why=f"{wanted} is wanted",
+        do=f"report this to the authors of the adapter {adapter!r}; the model is unchanged",
+    )
 
 
 def _version(info: AdapterInfo) -> str | None:
@@ -118,9 +134,17 @@ def _version(info: AdapterInfo) -> str | None:
         return "unknown"
 
 
-@functools.cache
+_making = threading.RLock()  # an adapter may register another while it is loaded
+
+
 def registry() -> _Registry:
     """The process-wide registry, made at first use: importing snn_ext loads no plugin."""
+    with _making:  # two threads may come first
+        return _made()
+
+
+@functools.cache
+def _made() -> _Registry:
     return _Registry()
 
 

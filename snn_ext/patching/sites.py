@@ -85,6 +85,8 @@ def _claims(module: nn.Module, path: str, root: nn.Module) -> list[tuple[str, Ne
             continue
         spec = plugins.ask(adapter.name, "snn_ext_describe", module=module, path=path, root=root)
         if spec is not None:
+            if not isinstance(spec, NeuronSpec | NormSpec):
+                raise plugins.answered(adapter.name, "snn_ext_describe", spec, "a NeuronSpec or a NormSpec")
             claims.append((adapter.name, spec))
     return claims
 

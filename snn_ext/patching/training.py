@@ -90,7 +90,9 @@ class Loss:
         """Scores [T, B, C] in what the model returned."""
         for adapter in plugins.usable_adapters():
             scores = plugins.ask(adapter, "snn_ext_readout", root=self.model, output=output, want=self.on)
-            if isinstance(scores, Tensor):
+            if scores is not None and not isinstance(scores, Tensor):
+                raise plugins.answered(adapter, "snn_ext_readout", scores, "a tensor [T, B, C]")
+            if scores is not None:
                 return scores
         plain = recording(output)
         if plain is not None:
@@ -140,6 +142,8 @@ def loss(model: nn.Module, objective: str | Objective, *, on: Want = "membrane")
             readout=plain.scores,
             want=on,
         )
+        if native is not None and not callable(native):
+            raise plugins.answered(adapter, "snn_ext_loss", native, "a function (output, target)")
         if native is not None:
             return _as_loss(plain, native)
     return plain

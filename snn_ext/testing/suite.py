@@ -136,7 +136,7 @@ def cases_of(adapter: str) -> tuple[Case, ...]:
     """The cases that an adapter ships (its hook ``snn_ext_cases``).
 
     Raises:
-        AdapterError: no such adapter, or it could not be loaded.
+        AdapterError: no such adapter, it could not be loaded, or its hook answers something else.
         OptionError: it names a check that does not exist.
     """
     known = {a.name: a for a in plugins.adapters()}
@@ -146,10 +146,12 @@ def cases_of(adapter: str) -> tuple[Case, ...]:
             seen=", ".join(f"{a.name} ({a.state})" for a in known.values()) or "none",
             do="install it, or snn_ext.register(...) it first",
         ) from (known[adapter].error if adapter in known else None)
-    cases = tuple(plugins.ask(adapter, "snn_ext_cases") or ())
+    cases = plugins.ask(adapter, "snn_ext_cases") or ()
+    if not isinstance(cases, tuple | list) or not all(isinstance(case, Case) for case in cases):
+        raise plugins.answered(adapter, "snn_ext_cases", cases, "a sequence of snn_ext.testing.Case")
     for case in cases:
         _check_names(case.expected_failures)
-    return cases
+    return tuple(cases)
 
 
 def check_adapter(

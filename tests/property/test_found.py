@@ -154,3 +154,10 @@ def test_a_norm_inside_a_cycle() -> None:
     assert "BNTT" in str(plan)
     plan.apply()
     assert len(net[1].bntt) == 2
+
+
+def test_a_squashed_start_in_a_model_on_meta() -> None:
+    """It was a RuntimeError: there are no values that could be compared."""
+    net = nn.Sequential(nn.Linear(4, 4), Neuron()).to("meta")
+    snn_ext.patch(net, imp=IMP(init="half", squash="sigmoid"))
+    assert net[1].imp.is_meta

@@ -93,9 +93,9 @@ class BrokenEntryPoint:
 @pytest.fixture
 def broken_entry_point(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [BrokenEntryPoint()])
-    plugins.registry.cache_clear()
+    plugins._made.cache_clear()
     yield
-    plugins.registry.cache_clear()
+    plugins._made.cache_clear()
 
 
 @pytest.mark.usefixtures("broken_entry_point")
