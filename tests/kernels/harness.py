@@ -53,14 +53,20 @@ class Emulated:
     name = "emulated"
 
     def __init__(self, lanes: int | None = None, sources: Path = build.SOURCES) -> None:
-        self.lanes, self.sources, self._libraries = lanes, sources, {}
+        self.lanes, self.sources = lanes, sources
+        self._libraries: dict[tuple[Spec, int], tuple[ctypes.CDLL, str]] = {}
+        self.used: set[tuple[Spec, int]] = set()
 
     def _lanes(self, kernel: Spec, a: Arguments) -> int:
         most = cupy_backend.lanes_for(kernel, a)
         return most if self.lanes is None else min(self.lanes, most)
 
     def prepare(self, kernels: Iterable[Spec]) -> None:
-        pairs = [(k, n) for k in dict.fromkeys(kernels) for n in ((1, 2, 4) if self.lanes is None else (self.lanes,))]
+        pairs = [
+            (k, n)
+            for k in dict.fromkeys(kernels)
+            for n in ((1, 2, 4) if self.lanes is None else (self.lanes,))
+        ]
         missing = [pair for pair in pairs if pair not in self._libraries]
         if not missing:
             return
@@ -72,6 +78,7 @@ class Emulated:
     def launch(self, kernel: Spec, direction: str, arguments: Arguments, device: torch.device) -> None:
         lanes = self._lanes(kernel, arguments)
         self.prepare([kernel])
+        self.used.add((kernel, lanes))
         blocks = cupy_backend.blocks(arguments.neurons // lanes)
         self.run_blocks(kernel, lanes, direction, arguments, blocks, range(blocks))
 
@@ -88,7 +95,9 @@ class Emulated:
         return self._libraries[kernel, lanes][0]
 
     @contextmanager
-    def watched(self, kernel: Spec, lanes: int, *, imaginary: bool, size: int = 1 << 16) -> Iterator[list[Access]]:
+    def watched(
+        self, kernel: Spec, lanes: int, *, imaginary: bool, size: int = 1 << 16
+    ) -> Iterator[list[Access]]:
         """Fills a list with the accesses to memory."""
         library, journal, seen = self.library(kernel, lanes), (Access * size)(), []
         library.snn_watch(journal, ctypes.c_int64(size), ctypes.c_int64(imaginary))
@@ -104,7 +113,9 @@ class Emulated:
 HOST, EMULATED, SINGLE = Host(), Emulated(), Emulated(lanes=1)
 
 
-def builds(call: Call, host: Host = HOST, emulated: Emulated = SINGLE) -> dict[str, tuple[object, int | None]]:
+def builds(
+    call: Call, host: Host = HOST, emulated: Emulated = SINGLE
+) -> dict[str, tuple[object, int | None]]:
     """Launchers and how they get h, for a call."""
     steps = call.x.shape[0]
     ways: dict[str, tuple[object, int | None]] = {
@@ -184,7 +195,7 @@ def check(call: Call, ways: dict[str, Run], *, seed: int = 0) -> None:
         if call.store:
             assert torch.equal(got.membranes, expected.membranes), f"{name}: stored membranes differ"  # type: ignore[arg-type]
         for leaf, g, t in zip(leaves(call), found, true, strict=True):
-            assert g.shape == leaf.shape and g.dtype is leaf.dtype, name
+            assert (g.shape, g.dtype) == (leaf.shape, leaf.dtype), name
             # A sum of terms of size 1 may cancel, its rounding errors do not: its typical size counts.
             terms = call.x.numel() / max(leaf.numel(), 1)
             off = error(g, t, floor=terms**0.5 if leaf.numel() < call.x[0].numel() else 1e-3)
