@@ -92,8 +92,6 @@ def special(name: str, call: Call) -> str | None:
         return None
     if torch._C._are_functorch_transforms_active():
         return "functorch transforms need the equations themselves"
-    if torch.autograd.forward_ad._current_level >= 0:
-        return "forward-mode differentiation needs the equations themselves"
     if type(call.x) is not Tensor and type(call.x) is not torch.nn.Parameter:
         return f"{type(call.x).__name__} inputs need the equations themselves"
     return None

@@ -7,11 +7,13 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import sys
 import threading
 from typing import Any
 
 import torch
 
+from snn_ext.errors import BackendUnavailableError
 from snn_ext.kernels import fused, ops
 from snn_ext.kernels.abi import Arguments
 from snn_ext.kernels.arguments import Call, Result
@@ -47,35 +49,57 @@ class Cupy:
     def __init__(self) -> None:
         self._kernels: dict[tuple[Spec, int, str, int], Any] = {}
         self._lock = threading.Lock()
+        self.broken: str | None = None
+        """Why CuPy could not be used."""
 
     def launch(self, kernel: Spec, direction: str, arguments: Arguments, device: torch.device) -> None:
-        """Queue the kernel on torch's current stream of the device."""
+        """Queue the kernel on torch's current stream of the device.
+
+        Raises:
+            BackendUnavailableError: CuPy cannot be imported, or cannot compile.
+        """
         if not arguments.neurons:
             return
-        cupy, numpy = importlib.import_module("cupy"), importlib.import_module("numpy")
         lanes = lanes_for(kernel, arguments)
         with torch.cuda.device(device):
             current = torch.cuda.current_device()
-            stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, current)
-            function = self._kernel(cupy, kernel, lanes, direction, current)
+            function = self._kernels.get((kernel, lanes, direction, current))
+            if function is None:
+                self._compile(kernel, lanes, current)
+                function = self._kernels[kernel, lanes, direction, current]
+            cupy, numpy = sys.modules["cupy"], sys.modules["numpy"]
             # One structure, by value: CuPy passes the memory of an array of NumPy as it is.
             packed = numpy.frombuffer(arguments, dtype=f"V{ctypes.sizeof(Arguments)}")
-            with stream:
+            with cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, current):
                 function((blocks(arguments.neurons // lanes),), (THREADS,), (packed,))
 
-    def _kernel(self, cupy: Any, kernel: Spec, lanes: int, direction: str, device: int) -> Any:
-        found = self._kernels.get((kernel, lanes, direction, device))
-        if found is None:
-            with self._lock:
-                module = cupy.RawModule(code=source(), options=options(kernel, lanes), backend="nvrtc")
-                for each in ("forward", "backward"):
-                    self._kernels[kernel, lanes, each, device] = module.get_function(f"neuron_{each}")
-                found = self._kernels[kernel, lanes, direction, device]
-        return found
+    def _compile(self, kernel: Spec, lanes: int, device: int) -> None:
+        with self._lock:
+            try:
+                module = importlib.import_module("cupy").RawModule(
+                    code=source(), options=options(kernel, lanes), backend="nvrtc"
+                )
+                for direction in ("forward", "backward"):  # compiles
+                    function = module.get_function(f"neuron_{direction}")
+                    self._kernels[kernel, lanes, direction, device] = function
+            except Exception as error:
+                self.broken = f"cupy cannot be used: {error}"
+                raise BackendUnavailableError(
+                    "the CUDA kernels cannot be built.", why=self.broken, do=FIX
+                ) from error
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run here, or None; imports nothing."""
+        if not torch.cuda.is_available():
+            return "torch finds no CUDA device"
+        if importlib.util.find_spec("cupy") is None:
+            return "cupy is not installed"
+        return self.broken
 
 
 CUPY = Cupy()
 ops.register(CUPY)
+unavailable = CUPY.unavailable
 
 
 def blocks(threads: int) -> int:
@@ -136,15 +160,6 @@ def recompute(call: Call) -> int | None:
     """T where h is computed again in registers, None where it is kept."""
     steps = call.x.shape[0]
     return steps if steps <= _UNROLLED else None
-
-
-def unavailable() -> str | None:
-    """Why it cannot run here, or None; imports nothing."""
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    if importlib.util.find_spec("cupy") is None:
-        return "cupy is not installed"
-    return None
 
 
 def probe() -> str | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from snn_ext import Dynamics, Leak
-from snn_ext.kernels import cupy_backend, fused
+from snn_ext.kernels import build, cupy_backend, fused
 from snn_ext.kernels.abi import Arguments, Parameter
 from snn_ext.kernels.arguments import Call
 from snn_ext.kernels.spec import Spec
@@ -84,12 +85,16 @@ def arguments(neurons: int, steps: int, **more: object) -> Arguments:
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("neurons", [2**31 + 8, 2**33 + 4 * 128])
 def test_more_than_2_31_neurons(neurons: int, direction: str, lanes: int) -> None:
+    check_huge(direction, neurons, lanes, build.SOURCES)
+
+
+def check_huge(direction: str, neurons: int, lanes: int, sources: Path) -> None:
     """The last block of a grid over more neurons than 32 bits can count touches the right addresses."""
     kernel, steps = Spec(learn=True, charge="LEAK_INPUT_DIVIDE"), 3
     inner, period = 2**20 + 3, 1021
     a = arguments(neurons, steps, threshold=Parameter(15 << 44, inner, period, 0.0), h_step=neurons + 4)
     blocks = cupy_backend.blocks(neurons // lanes)
-    launcher = harness.Emulated(lanes=lanes)
+    launcher = harness.Emulated(lanes, sources)
     with launcher.watched(kernel, lanes, imaginary=True) as seen:
         launcher.run_blocks(kernel, lanes, direction, a, blocks, range(blocks - 1, blocks))
     first = (blocks - 1) * cupy_backend.THREADS * lanes

@@ -9,6 +9,7 @@ from torch import Tensor
 from snn_ext import Dynamics
 from snn_ext.kernels import fused
 from snn_ext.kernels.arguments import Call
+from snn_ext.kernels.launches import Launcher
 from snn_ext.surrogates import PiecewiseQuadratic
 from tests.kernels import harness
 
@@ -24,9 +25,13 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 @pytest.mark.parametrize("build", BUILDS, ids=lambda b: b.name)
 @pytest.mark.parametrize("dtype", HALVES)
-def test_every_half_is_read_exactly(dtype: torch.dtype, build: object) -> None:
+def test_every_half_is_read_exactly(dtype: torch.dtype, build: Launcher) -> None:
+    reads(dtype, build)
+
+
+def reads(dtype: torch.dtype, build: Launcher) -> None:
     x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, 1, -1)
-    result = fused.run(Call(x, ADD), build)  # type: ignore[arg-type]
+    result = fused.run(Call(x, ADD), build)
     assert same(result.membrane[0], x[0, 0].float())
 
 
@@ -44,9 +49,13 @@ def awkward(dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("build", BUILDS, ids=lambda b: b.name)
 @pytest.mark.parametrize("dtype", HALVES)
-def test_gradients_are_rounded_as_torch_does(dtype: torch.dtype, build: object) -> None:
+def test_gradients_are_rounded_as_torch_does(dtype: torch.dtype, build: Launcher) -> None:
+    writes(dtype, build)
+
+
+def writes(dtype: torch.dtype, build: Launcher) -> None:
     outer = awkward(dtype)
     x = torch.zeros(1, 1, len(outer), dtype=dtype, requires_grad=True)
-    result = fused.run(Call(x, ADD), build)  # type: ignore[arg-type]
+    result = fused.run(Call(x, ADD), build)
     (grad,) = torch.autograd.grad(result.membrane, x, outer.view(1, -1))
     assert same(grad.float().flatten(), outer.to(dtype).float())

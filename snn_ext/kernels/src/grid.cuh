@@ -24,6 +24,15 @@ template <class R> SNN_INLINE R read(const Parameter& p, i64 place) {
 }
 template <class R> SNN_INLINE R read_of(const Parameter& p, i64 n) { return read<R>(p, place(p, n)); }
 
+// The same number, of which the compiler knows nothing: without this, unrolled loops keep the addresses of
+// all steps in registers, 128 of them instead of 48.
+SNN_INLINE i64 apart(i64 offset) {
+#ifdef __CUDACC__
+    asm volatile("" : "+l"(offset));
+#endif
+    return offset;
+}
+
 #define SNN_EACH _Pragma("unroll") for (int k = 0; k < LANES; ++k)
 
 template <class S, int LANES> struct Cell {
@@ -54,17 +63,19 @@ template <class S, int LANES> struct Cell {
     }
 
     template <class T> SNN_INLINE Pack<T, LANES> from(const void* data, i64 offset = 0) const {
-        return load((const Pack<T, LANES>*)((const T*)data + (offset + n)));
+        return load((const Pack<T, LANES>*)((const T*)data + (apart(offset) + n)));
     }
     template <class T> SNN_INLINE void to(void* data, const Pack<T, LANES>& values, i64 offset = 0) const {
-        store((Pack<T, LANES>*)((T*)data + (offset + n)), values);
+        store((Pack<T, LANES>*)((T*)data + (apart(offset) + n)), values);
     }
     SNN_INLINE Values raw(i64 t) const { return from<IO>(a.x.data, t * a.x.step); }
-    SNN_INLINE R scale(i64 t, int k) const { return read<R>(a.scale, t * a.scale_step + scale_at[k]); }
+    SNN_INLINE R scale(i64 t, int k) const {
+        return read<R>(a.scale, apart(t * a.scale_step) + scale_at[k]);
+    }
     SNN_INLINE R input(const Values& x, i64 t, int k) const {
         R value = widen(x.lane[k]);
         if constexpr (S::affine)
-            return scale(t, k) * value + read<R>(a.shift, t * a.shift_step + shift_at[k]);
+            return scale(t, k) * value + read<R>(a.shift, apart(t * a.shift_step) + shift_at[k]);
         return value;
     }
 
