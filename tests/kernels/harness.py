@@ -60,7 +60,11 @@ class Emulated:
         return most if self.lanes is None else min(self.lanes, most)
 
     def prepare(self, kernels: Iterable[Spec]) -> None:
-        pairs = [(k, n) for k in dict.fromkeys(kernels) for n in ((1, 2, 4) if self.lanes is None else (self.lanes,))]
+        pairs = [
+            (k, n)
+            for k in dict.fromkeys(kernels)
+            for n in ((1, 2, 4) if self.lanes is None else (self.lanes,))
+        ]
         missing = [pair for pair in pairs if pair not in self._libraries]
         if not missing:
             return
@@ -88,7 +92,9 @@ class Emulated:
         return self._libraries[kernel, lanes][0]
 
     @contextmanager
-    def watched(self, kernel: Spec, lanes: int, *, imaginary: bool, size: int = 1 << 16) -> Iterator[list[Access]]:
+    def watched(
+        self, kernel: Spec, lanes: int, *, imaginary: bool, size: int = 1 << 16
+    ) -> Iterator[list[Access]]:
         """Fills a list with the accesses to memory."""
         library, journal, seen = self.library(kernel, lanes), (Access * size)(), []
         library.snn_watch(journal, ctypes.c_int64(size), ctypes.c_int64(imaginary))
@@ -104,7 +110,9 @@ class Emulated:
 HOST, EMULATED, SINGLE = Host(), Emulated(), Emulated(lanes=1)
 
 
-def builds(call: Call, host: Host = HOST, emulated: Emulated = SINGLE) -> dict[str, tuple[object, int | None]]:
+def builds(
+    call: Call, host: Host = HOST, emulated: Emulated = SINGLE
+) -> dict[str, tuple[object, int | None]]:
     """Launchers and how they get h, for a call."""
     steps = call.x.shape[0]
     ways: dict[str, tuple[object, int | None]] = {

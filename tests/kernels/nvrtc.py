@@ -76,5 +76,7 @@ def _parsed(log: str) -> dict[str, Resources]:
                 "stack": r"(\d+) bytes stack frame",
             }.items()
         }
-        kernels[name] = Resources(numbers["registers"], numbers["stores"] + numbers["loads"], numbers["stack"])
+        kernels[name] = Resources(
+            numbers["registers"], numbers["stores"] + numbers["loads"], numbers["stack"]
+        )
     return kernels

@@ -11,6 +11,7 @@ from snn_ext.kernels import reference_backend
 from tests.kernels import cases, harness
 from tests.kernels.cases import FAMILIES
 
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_builds_are_equal(family: str) -> None:
     calls = cases.calls(FAMILIES[family])
