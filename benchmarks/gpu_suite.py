@@ -10,8 +10,10 @@ the next part begins. ``--dry-run`` runs all of it that needs no CUDA device, wi
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -108,7 +110,8 @@ def prepare(dry: bool) -> None:
     """One thread on a CPU; nothing compiled yet; the adapters known without an installation."""
     if dry:
         torch.set_num_threads(1)
-    os.environ["CUPY_CACHE_DIR"] = tempfile.mkdtemp(prefix="cupy-")
+    os.environ["CUPY_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="cupy-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     known = {adapter.name for adapter in snn_ext.adapters()}
     for name in {"spikingjelly", "snntorch"} - known:
         snn_ext.register(__import__(f"snn_ext_{name}.plugin", fromlist=["plugin"]))

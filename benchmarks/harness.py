@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from memory import kept
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -33,7 +34,6 @@ __all__ = [
     "Ratio",
     "duration",
     "interleaved",
-    "kept",
     "main",
     "measure",
     "origin",
@@ -162,7 +162,9 @@ def _warm(way: Way, device: str) -> int:
     """Run until nothing is compiled any more; how many calls fill about 10 ms."""
     for _ in range(3):
         way()
-    once = min(_seconds(way, 1, device) for _ in range(3))
+    once = _seconds(way, 1, device)
+    if once < 0.05:
+        once = min(once, *(_seconds(way, 1, device) for _ in range(2)))
     return max(1, min(200, int(0.01 / max(once, 1e-6))))
 
 
@@ -184,25 +186,6 @@ def _device_seconds(way: Way, loops: int) -> float:
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1e3 / loops
-
-
-def kept(way: Way) -> int:
-    """Bytes of distinct memory that one call saves for its backward pass.
-
-    Inputs count, parameters do not: those are there anyhow. What a function keeps by other means than
-    autograd's is not seen.
-    """
-    saved: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        way()
-    return sum(saved.values())
 
 
 def origin(device: str, command: Iterable[str]) -> dict[str, Any]:

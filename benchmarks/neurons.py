@@ -9,8 +9,7 @@ import snntorch as snn
 import torch
 from harness import Case, main
 from spikingjelly.activation_based import neuron, surrogate
-from torch import nn
-from ways import LEAKY, LIF, Step, Way, all_of, inputs, leaky, lif, ours, spikingjelly, stepwise
+from ways import LEAKY, LIF, Step, Way, all_of, inputs, leaky, lif, ours, spikingjelly, start, stepwise
 
 from snn_ext.functional import multistep
 from snn_ext.surrogates import FastSigmoid, Rectangle
@@ -21,11 +20,11 @@ def node(bump: str = "ATan") -> Step:
 
 
 def setup(steps: int, count: int, kind: str, dtype: torch.dtype = torch.float32) -> Mapping[str, Way]:
-    """All ways to run `kind` over [T, 1, N]."""
-    x, gradient = inputs((steps, 1, count), dtype)
+    """All ways to run `kind` over N neurons of a batch."""
+    x, gradient = inputs(steps, count, dtype)
     dynamics = LIF if kind == "LIF" else LEAKY
     peer = {"SpikingJelly": node()} if kind == "LIF" else {"snnTorch": stepwise(snn.Leaky(beta=0.9))}
-    v0 = nn.Parameter(torch.zeros(count))
+    v0 = start(count)
     steps_of: dict[str, Step] = {
         **peer,
         "snn-ext host": ours("host", dynamics),
@@ -40,7 +39,7 @@ def compiled(steps: int, count: int) -> Mapping[str, Way]:
     """torch.compile of the reference (seconds of compiling for every T)."""
     program = torch.compile(lambda x: multistep(x, 0.0, LIF).spikes)
     steps_of = {"SpikingJelly": node(), "snn-ext host": ours("host", LIF), "torch.compile": program}
-    return all_of(steps_of, *inputs((steps, 1, count)))
+    return all_of(steps_of, *inputs(steps, count))
 
 
 def rectangle(steps: int, count: int) -> Mapping[str, Way]:
@@ -51,14 +50,14 @@ def rectangle(steps: int, count: int) -> Mapping[str, Way]:
         "snn-ext host": ours("host", dynamics),
         "snn-ext torch": ours("torch", dynamics),
     }
-    return all_of(steps_of, *inputs((steps, 1, count)))
+    return all_of(steps_of, *inputs(steps, count))
 
 
 def fast_sigmoid(steps: int, count: int) -> Mapping[str, Way]:
     """snnTorch's other usual surrogate."""
     theirs = snn.Leaky(beta=0.9, spike_grad=snn.surrogate.fast_sigmoid())
     steps_of = {"snnTorch": stepwise(theirs), "snn-ext host": ours("host", leaky(FastSigmoid()))}
-    return all_of(steps_of, *inputs((steps, 1, count)))
+    return all_of(steps_of, *inputs(steps, count))
 
 
 def cases(quick: bool) -> list[Case]:

@@ -13,8 +13,24 @@ from snn_ext.kernels import Call
 from snn_ext.kernels.candidates import BACKENDS
 from snn_ext.surrogates import ATan, Surrogate
 
-__all__ = ["LEAKY", "LIF", "Step", "Way", "inputs", "leaky", "ours", "spikingjelly", "stepwise", "train"]
+__all__ = [
+    "BATCH",
+    "LEAKY",
+    "LIF",
+    "Step",
+    "Way",
+    "all_of",
+    "inputs",
+    "leaky",
+    "lif",
+    "ours",
+    "spikingjelly",
+    "start",
+    "stepwise",
+    "train",
+]
 
+BATCH = 16  # samples, over which the initial potentials of a layer are shared
 Step = Callable[[Tensor], Tensor]
 Way = Callable[[], Any]
 
@@ -39,12 +55,16 @@ def leaky(surrogate: Surrogate) -> Dynamics:
 LIF, LEAKY = lif(ATan()), leaky(ATan())
 
 
-def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """An input that makes neurons fire now and then, and a gradient of the output.
-
-    The gradient is dense: an expanded one, as of a sum, costs every kernel extra.
-    """
+def inputs(steps: int, count: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """An input for so many neurons, all samples together, that makes them fire now and then; and a gradient
+    of the output. That is dense: an expanded one, as of a sum, costs every kernel extra."""
+    shape = (steps, BATCH, count // BATCH)
     return torch.randn(shape).add_(0.5).to(dtype).requires_grad_(), torch.randn(shape).to(dtype)
+
+
+def start(count: int) -> nn.Parameter:
+    """Learnable initial potentials for as many."""
+    return nn.Parameter(torch.zeros(count // BATCH))
 
 
 def train(step: Step, x: Tensor, gradient: Tensor) -> Way:

@@ -52,7 +52,7 @@ def _import() -> float:
 def _call(name: str, device: str) -> Call:
     dynamics, steps, dtype = KERNELS[name]
     with torch.device(device):
-        x, _ = inputs((steps, 8, 128), dtype)
+        x, _ = inputs(steps, 1024, dtype)
     return Call(x, dynamics)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ways import LEAKY, LIF, Step, Way, inputs, ours, spikingjelly, stepwise, train
+from ways import LEAKY, LIF, Step, Way, inputs, ours, spikingjelly, start, stepwise, train
 
 from gpu.bench import Bench
 
@@ -47,11 +47,11 @@ class Layer:
 
 
 def layer(bench: Bench, kind: str, steps: int, count: int, dtype: torch.dtype) -> Layer:
-    """[T, 1, N] through LIF (SpikingJelly's) or Leaky (snnTorch's) neurons."""
+    """N neurons of a batch, over T steps, through LIF (SpikingJelly's) or Leaky (snnTorch's)."""
     torch.manual_seed(0)
     with torch.device(bench.device):
-        x, gradient = inputs((steps, 1, count), dtype)
-        v0 = nn.Parameter(torch.zeros(count))
+        x, gradient = inputs(steps, count, dtype)
+        v0 = start(count)
     dynamics = LIF if kind == "LIF" else LEAKY
     made = Layer(
         x,

@@ -6,7 +6,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from harness import interleaved, kept, ratio
+from harness import interleaved, ratio
+from memory import kept
 from ways import Step, Way, train
 
 from gpu.bench import Bench, attempt

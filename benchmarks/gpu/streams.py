@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from harness import interleaved
-from torch import Tensor, nn
-from ways import LEAKY, LIF, inputs
+from torch import Tensor
+from ways import LEAKY, LIF, inputs, start
 
 from gpu.bench import Bench, attempt
 from snn_ext import Dynamics
@@ -47,8 +47,8 @@ def _work(bench: Bench, name: str, kind: str) -> tuple[Tensor, Work]:
     """A neuron with a learnable start; the work reads x where it lies."""
     dynamics, steps, dtype = NEURONS[name]
     with torch.device(bench.device):
-        x, gradient = inputs((steps, 16, 1000), dtype)
-        v0 = nn.Parameter(torch.rand(1000))
+        x, gradient = inputs(steps, 16000, dtype)
+        v0 = start(16000)
     ours = BACKENDS[bench.backend].run
 
     def forward() -> tuple[Tensor, ...]:
@@ -98,7 +98,7 @@ def _streams(bench: Bench) -> dict[str, Any]:
     torch.cuda.synchronize()
     side, before = torch.cuda.Stream(), (torch.cuda.current_device(), torch.cuda.current_stream())
     fresh = torch.randn(x.shape, device=x.device)
-    slow = torch.randn(4096, 4096, device=x.device)
+    slow = torch.randn(bench.pick(2 * [4096], 2 * [16]), device=x.device)
     old = x.detach().clone()
     torch.cuda.synchronize()
     with torch.cuda.stream(side), torch.no_grad():
@@ -125,7 +125,7 @@ def _devices(bench: Bench) -> dict[str, Any]:
     if torch.cuda.device_count() < 2:
         bench.notes.append("there is one device only: not tested with another one current")
         return {}
-    x, gradient = inputs((4, 16, 1000))
+    x, gradient = inputs(4, 16000)
     results = []
     for device in ("cuda:0", "cuda:1"):
         there = x.detach().to(device).requires_grad_()
