@@ -292,25 +292,34 @@ def main(name: str, cases: Callable[[bool], list[Case]], argv: list[str] | None 
         plot(results, args.plot, name)
 
 
-def plot(results: list[Measured], path: Path, title: str) -> None:
-    """Speed-ups over the baseline, one group of bars a case."""
+def plot(results: Sequence[Measured], path: Path, title: str) -> None:
+    """Speed-ups over the baseline of each case, with quartiles and goals."""
     from matplotlib.figure import Figure
 
     cases = list(dict.fromkeys(r.case for r in results))
-    ways = list(dict.fromkeys(r.way for r in results))
-    figure = Figure(figsize=(9, 1.2 + 0.28 * len(results)), layout="constrained")
+    rows = [i + 1.5 * (1 + cases.index(r.case)) for i, r in enumerate(results)]
+    figure = Figure(figsize=(8, 0.8 + 0.19 * rows[-1]), layout="constrained")
     axes = figure.subplots()
-    height = 0.8 / len(ways)
-    for i, way in enumerate(ways):
-        rows = [(cases.index(r.case), r.speedup) for r in results if r.way == way]
-        axes.barh(
-            [y + (i - len(ways) / 2) * height for y, _ in rows], [s for _, s in rows], height, label=way
-        )
-    axes.set_yticks(range(len(cases)), cases)
-    axes.invert_yaxis()
+    quartiles = [[max(0, r.speedup - r.low) for r in results], [max(0, r.high - r.speedup) for r in results]]
+    colours = [_colour(r) for r in results]
+    axes.barh(rows, [r.speedup for r in results], color=colours, xerr=quartiles, ecolor="0.3")
+    for y, r in zip(rows, results, strict=True):
+        if r.goal is not None:
+            axes.plot([r.goal, r.goal], [y - 0.5, y + 0.5], color="black", linewidth=2)
+    for case in cases:
+        y, first = next((y, r) for y, r in zip(rows, results, strict=True) if r.case == case)
+        axes.text(0, y - 0.9, f"{case}; 1 = {first.baseline}", fontsize=9, weight="bold", va="center")
+    axes.set_yticks(rows, [r.way for r in results], fontsize=8)
+    axes.set_ylim(rows[-1] + 1, 0)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("speed-up over the baseline (1 = as fast)")
+    axes.set_xlabel(
+        "times as fast as the baseline; what is not ours is grey, black marks are goals", fontsize=9
+    )
     axes.set_title(title)
-    axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def _colour(r: Measured) -> str:
+    others = ("SpikingJelly", "snnTorch", "torch", "plain", "unpatched")
+    return "0.7" if r.way == r.baseline or r.way.startswith(others) else "C0"

@@ -116,10 +116,8 @@ def lanes_for(kernel: Spec, arguments: Arguments) -> int:
 
     One read of 2 or 4 bytes per step and thread leaves the memory half idle.
     """
-    lanes = 1 if kernel.affine else max(1, min(4, _UNROLLED // max(1, kernel.unrolled)))
-    while lanes > 1 and not _aligned(kernel, arguments, lanes):
-        lanes //= 2
-    return lanes
+    most = 1 if kernel.affine else _UNROLLED // max(1, kernel.unrolled)
+    return next((n for n in (4, 2) if n <= most and _aligned(kernel, arguments, n)), 1)
 
 
 def _aligned(kernel: Spec, a: Arguments, lanes: int) -> bool:
