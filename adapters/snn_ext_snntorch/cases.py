@@ -24,7 +24,7 @@ def _hidden() -> nn.Module:
         nn.Linear(6, 5),
         snn.Leaky(beta=0.5, reset_mechanism="zero", spike_grad=surrogate.fast_sigmoid(slope=5), **common),
         nn.Linear(5, 5),
-        snn.Synaptic(alpha=0.5, beta=0.5, **common),
+        snn.Synaptic(alpha=0.5, beta=0.5, reset_mechanism="zero", **common),  # charges twice per step
         nn.Linear(5, 3),
         snn.Leaky(beta=torch.tensor([0.5, 0.25, 1.0]), threshold=0.5, output=True, **common),
     )
@@ -49,7 +49,7 @@ class _Explicit(nn.Module):
         self.fc2, self.lif2 = nn.Linear(6, 3), snn.Lapicque(R=2.0, C=1.0, time_step=1.0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_lapicque()
+        mem1, mem2 = x.new_zeros(x.shape[1], 6), self.lif2.init_lapicque()  # both ways to begin
         spikes, membranes = [], []
         for x_t in x:
             spk1, mem1 = self.lif1(self.bn1(self.fc1(x_t)), mem1)

@@ -26,6 +26,7 @@ __all__ = [
     "FirstBatchOnly",
     "FloorIgnored",
     "FoldAtEquality",
+    "HalfMembrane",
     "IgnoredBias",
     "MadeUpThreshold",
     "NoReset",
@@ -157,6 +158,17 @@ class ReversedSlots(ToyAdapter):
     """Normalises the first step by the last slot."""
 
     norm = _Reversed
+
+
+class _Half(Start):
+    def first(self, x: Tensor) -> Tensor:
+        return super().first(x).to(x.dtype)
+
+
+class HalfMembrane(ToyAdapter):
+    """Gives the membrane the dtype of the input: in half precision it loses its last digits."""
+
+    start = _Half
 
 
 class _SequenceOnly(Start):

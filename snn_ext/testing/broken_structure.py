@@ -27,6 +27,7 @@ __all__ = [
     "EvalMode",
     "ExtraKey",
     "ForgetsPatched",
+    "ForgetsWhenMoved",
     "Lambda",
     "LeavesTraces",
     "NeedsTrace",
@@ -173,6 +174,20 @@ class StaysBehind(ToyAdapter):
     """Keeps its neurons in float32, and on their device, for ever."""
 
     start = _Behind
+
+
+class _Forgetful(Start):
+    v: Tensor | None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.v = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+class ForgetsWhenMoved(ToyAdapter):
+    """Forgets its state when the network is moved or converted."""
+
+    start = _Forgetful
 
 
 class _Shared(Start):

@@ -46,7 +46,7 @@ class Case:
         play_steps: the same, step by step, where `play` runs whole sequences; None where the framework
             has one way only.
         reset: the framework's own call that makes a network forget its states; None where states are
-            in the user's hands.
+            in the user's hands, so that every run begins by itself.
         example: an input [T, B, *] -> what ``patch(example_input=...)`` is given.
         scores: what `run` returned, and "membrane" or "spikes" -> scores [T, B, C].
         neurons: dotted paths of all neurons of the network.

@@ -47,7 +47,6 @@ def test_it_passes_the_suite(norse_adapter: str) -> None:
         "tebn_is_neutral",  # norse has no batch norms of its own
         "bntt_with_bias_is_neutral",
         "steps_equal_sequence",  # cells run step by step
-        "framework_reset",  # states are explicit
         "pickling",  # its parameters do not pickle
     }
     assert all(r.status == "unsupported" and r.reason for r in results if r.check in never)

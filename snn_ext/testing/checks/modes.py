@@ -9,13 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_ext.dynamics import functional
+from snn_ext.methods.options import IMP
 from snn_ext.patching.record import patched_modules
 from snn_ext.patching.sequence import tensors_in
 from snn_ext.testing.case import Case
-from snn_ext.testing.check import Unsupported, check, expect, expect_equal
-from snn_ext.testing.models import everything, expect_same_output, inputs, output, patched, stock
+from snn_ext.testing.check import Unsupported, check, expect, expect_equal, need
+from snn_ext.testing.models import (
+    everything,
+    expect_same_output,
+    inputs,
+    neurons,
+    output,
+    patched,
+    stock,
+    unlike,
+)
 
-__all__ = ["deepcopy", "half_precision", "moves_with_the_model", "pickling", "training_flags"]
+__all__ = [
+    "conversion_keeps_the_sequence",
+    "deepcopy",
+    "half_inputs",
+    "half_precision",
+    "moves_with_the_model",
+    "pickling",
+    "training_flags",
+]
 
 
 @check("structure", do="do not call train() or eval(), nor set .training, in snn_ext_replace")
@@ -50,6 +69,26 @@ def half_precision(case: Case) -> None:
 
 
 @check(
+    "semantics",
+    do="keep the membrane in float32 for half inputs: initial_membrane(features, dtype) with"
+    " torch.promote_types(x.dtype, torch.float32)",
+)
+def half_inputs(case: Case) -> None:
+    """With inputs in half precision, as under autocast, membranes are still float32."""
+    for neuron in neurons(case, described=True):
+        module = neuron.patched(imp=IMP(init=(0.3, 0.6)))
+        x = neuron.drive(100, 0.0, 1.5, batch=32).half()
+        with torch.no_grad():
+            try:
+                neuron.play(neuron.fresh(), x)
+            except Exception as error:
+                raise Unsupported(f"the framework's own neuron takes no half inputs: {error}") from error
+            ours = functional.multistep(x, module.get_parameter("imp"), neuron.dynamics).spikes
+            theirs = neuron.play(module, x)
+        expect_equal(ours.float(), theirs.float(), "it spikes as with another membrane.", where=neuron.where)
+
+
+@check(
     "structure",
     do="hold tensors as parameters and buffers only, or as the framework holds its states; do not override"
     " _apply without calling the parent's",
@@ -68,6 +107,34 @@ def moves_with_the_model(case: Case) -> None:
     except Unsupported:
         return  # moved all the same
     _expect_alike(case, theirs, _run_or_fail(case, torch.float64))
+
+
+@check(
+    "structure",
+    do="let .to() and .half() in the middle of a sequence make no new start of it (override _apply, and mark"
+    " the new state as the old one was)",
+)
+def conversion_keeps_the_sequence(case: Case) -> None:
+    """A network that is converted in the middle of a sequence goes on where it was."""
+    half = len(inputs(case)) // 2
+    results: dict[tuple[str, bool], list[Tensor]] = {}
+    for name in ("stock", "patched"):
+        for convert in (False, True):
+            model = stock(case) if name == "stock" else patched(case, **everything(case))
+            with torch.no_grad():
+                output(case, model, inputs(case)[:half])
+                model = model.double().float() if convert else model
+                results[name, convert] = output(case, model, inputs(case)[half:])
+    need(
+        not unlike(results["stock", False], results["stock", True]),
+        "the framework itself starts anew when it is converted",
+    )
+    expect_same_output(
+        results["patched", False],
+        results["patched", True],
+        "converted in the middle of a sequence, it goes on otherwise.",
+        where=f"case {case.name}",
+    )
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:

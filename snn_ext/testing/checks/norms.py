@@ -102,14 +102,13 @@ def _constant_channel(neuron: Neuron) -> Any:
     " snn_ext_describe; Clock and ClockedNorm in loops); in neurons, input_norm.sequence and .step",
 )
 def bntt_knows_its_step(case: Case) -> None:
-    """Every step is normalised by the statistics of that step."""
+    """Every step is normalised once, by the statistics of that step: in batch norms and in neurons."""
     sites = takes(case, "bntt")
     need(sites, "no site of the case takes BNTT")
     norms = [site.paths[0] for site in sites if isinstance(site.spec, NormSpec)]
     if norms:
         _in_norms(case, norms)
-    else:
-        need(any(isinstance(s.spec, NeuronSpec) for s in sites), "no site of the case takes BNTT")
+    if any(isinstance(site.spec, NeuronSpec) for site in sites):
         _in_neurons(case)
 
 
@@ -155,6 +154,16 @@ def _in_neurons(case: Case) -> None:
             theirs = neuron.play(module, x)
         expect_equal(
             ours, theirs, "its input is not normalised by the slot of each step.", where=neuron.where
+        )
+        module = neuron.patched(bntt=BNTT(at="neuron")).train()
+        with torch.no_grad():
+            neuron.play(module, x)
+        counts = [int(slot.num_batches_tracked) for slot in module.bntt.slots]
+        expect(
+            counts == [1] * len(x),
+            "in training, the norm of a step is not called once.",
+            where=neuron.where,
+            why=f"calls per slot: {counts}",
         )
 
 

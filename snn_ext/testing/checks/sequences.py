@@ -15,6 +15,7 @@ from snn_ext.testing.check import check, expect_equal, need
 from snn_ext.testing.models import (
     BATCH,
     Neuron,
+    everything,
     expect_same_output,
     inputs,
     neurons,
@@ -106,24 +107,26 @@ def _in_two(neuron: Neuron, module: nn.Module, x: Tensor) -> Tensor:
 
 @check(
     "semantics",
-    do="leave the framework's reset as it is, and let the first step after it ask initial_membrane",
+    do="leave the framework's reset as it is, and let the first step after it ask initial_membrane; where"
+    " states are in the user's hands, find out from the state that a step is given whether it is a first one",
 )
 def framework_reset(case: Case) -> None:
-    """After the framework's own reset, the next sequence starts from V0."""
-    need(case.reset, "the framework has no reset: states are in the user's hands (Case.reset)")
-    if case.reset is not None:
+    """After the framework's own reset (or, where states are explicit, by itself) a sequence starts anew."""
+    if case.reset is None:
+        _starts_again(case, lambda model: None, "a first sequence, without a reset")
+    else:
         _starts_again(case, case.reset, "the framework's reset")
 
 
 @check("semantics", do="implement snn_ext_reset: forget the state of every neuron inside root")
 def snn_ext_reset(case: Case) -> None:
-    """After snn_ext.reset, the next sequence starts from V0."""
+    """After snn_ext.reset a sequence starts anew: from V0, and at the first time step."""
     _starts_again(case, reset, "snn_ext.reset")
 
 
 def _starts_again(case: Case, again: Any, name: str) -> None:
     next(neurons(case))
-    model = patched(case, imp=_V0)
+    model = patched(case, **everything(case))
     with torch.no_grad():
         need(
             unlike(output(case, stock(case)), output(case, patched(case, imp=_V0))),
