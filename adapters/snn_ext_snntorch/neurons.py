@@ -116,15 +116,14 @@ class IMP(InitialPotential, State):
     def mem_reset(self, mem: Tensor) -> Tensor:
         """At a start the pending reset is that of the membrane *without* V0: a V0 above the threshold
         must not act like a spike that never was."""
-        v0 = self._start(self.mem)
+        begins = self._ext_inside and not self._ext_stepped and not is_carried(self.mem)
         reset: Tensor = super().mem_reset(mem)
-        if v0 is not None:
+        if begins:
+            v0 = self._start(self.mem)
             self.mem = self.mem.to(v0.dtype) + v0
         return reset
 
-    def _start(self, mem: Tensor) -> Tensor | None:
-        if not self._starts(mem):
-            return None
+    def _start(self, mem: Tensor) -> Tensor:
         # One sample without a batch dimension is legal in snnTorch.
         single = self._imp_option.shape != "layer" and mem.ndim == self.imp.ndim
         features = mem.shape if single else mem.shape[1:]

@@ -34,12 +34,14 @@ class State(FusedNeuron, snn.SpikingNeuron):  # type: ignore[misc]
     _ext_factor: tuple[int, int, bool] = (0, 0, True)  # what the factor of graded spikes was seen to be
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._fused_forward(*args, **kwargs) if self._ext_backend else None
+        return self._own_forward(*args, **kwargs) if output is None else output
+
+    def _own_forward(self, *args: Any, **kwargs: Any) -> Any:
         before = self.mem
         self._ext_inside, self._ext_stepped = True, False
         try:
-            output = self._fused_forward(*args, **kwargs) if self._ext_backend else None
-            if output is None:
-                output = super().forward(*args, **kwargs)
+            output = super().forward(*args, **kwargs)
         except BaseException:
             self.mem = before  # an interrupted first step must not leave V0 behind
             raise
@@ -62,16 +64,12 @@ class State(FusedNeuron, snn.SpikingNeuron):  # type: ignore[misc]
         """Every step calls this once, after the states got their shape and before the charge."""
         if self._ext_inside:
             self._begin_step(mem)
+            self._ext_stepped = True
         return super().mem_reset(mem)  # type: ignore[no-any-return]
 
     def _begin_step(self, mem: Tensor) -> None:
         if self._ext_counts:
             self._ext_t = self._ext_t + 1 if self._ext_stepped else steps_behind(mem, type(self).__name__)
-        self._ext_stepped = True
-
-    def _starts(self, mem: Tensor) -> bool:
-        """Whether a sequence begins with this step; asked before the framework's `mem_reset`."""
-        return self._ext_inside and not self._ext_stepped and not is_carried(mem)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         # .to() and .half() make new buffers; the sequence goes on nevertheless.
@@ -92,18 +90,20 @@ class State(FusedNeuron, snn.SpikingNeuron):  # type: ignore[misc]
             return None
         if state.shape != input_.shape:
             state = torch.zeros_like(input_, dtype=torch.float32)
-        v0 = self._start(state)
-        self._begin_step(state)
+        v0 = None if is_carried(state) else self._start(state)
+        if self._ext_counts:
+            self._ext_stepped = False
+            self._begin_step(state)
+        x = self._normalise(input_).float().unsqueeze(0)
         # A start of the user's own may be above the threshold: the framework would reset it, V0 not.
-        result = self.fused(
-            self._normalise(input_).float().unsqueeze(0), dynamics, v=state, v0=v0, resume=True
-        )
-        self.mem = result.membrane
+        result = self.fused(x, dynamics, v=state, v0=v0, resume=True)
+        self._buffers["mem"] = result.membrane
+        self._mark(result.membrane)
         spikes = result.spikes[0] if self._ungraded() else result.spikes[0] * self.graded_spikes_factor
-        return spikes if self.init_hidden and not self.output else (spikes, self.mem)
+        return spikes if self.init_hidden and not self.output else (spikes, result.membrane)
 
     def _start(self, mem: Tensor) -> Tensor | None:
-        """What is added to `mem` where a sequence begins with this step."""
+        """What is added to `mem`, with which a sequence begins."""
         return None
 
     def _normalise(self, input_: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Compiles the host kernels at first use and keeps them on disk.
 
 A library is called by the hash of everything that goes into it (source, flags, compiler, processor), is
-written under another name and renamed, and says its own hash when it is loaded: two processes may build
-at once, and no library outlives its source.
+written under another name and renamed, ends in a checksum and says its own hash when it is loaded: two
+processes may build at once, half a library is never loaded, and none outlives its source.
 """
 
 from __future__ import annotations
@@ -180,6 +180,7 @@ def _load_or_build(tool: Compiler, key: str, arguments: Sequence[str]) -> ctypes
         temporary = Path(name)
         try:
             tool.compile([*arguments, f'-DSNN_KEY="{key}"', "-o", name])
+            _seal(temporary)
             loaded = _open(temporary, key)
             os.replace(temporary, library)
             return loaded
@@ -190,8 +191,18 @@ def _load_or_build(tool: Compiler, key: str, arguments: Sequence[str]) -> ctypes
     raise BuildError("there is no folder to write a library to")
 
 
+def _seal(path: Path) -> None:
+    """Append a checksum: loading half a library would kill the process."""
+    with path.open("r+b") as file:
+        digest = hashlib.sha256(file.read()).digest()
+        file.write(digest)
+
+
 def _open(path: Path, key: str) -> ctypes.CDLL:
     try:
+        data = path.read_bytes()
+        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+            raise BuildError("the library is damaged")
         library = ctypes.CDLL(str(path))
         library.snn_key.restype = ctypes.c_char_p
         library.snn_size.restype = ctypes.c_int64

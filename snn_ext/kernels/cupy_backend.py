@@ -18,7 +18,20 @@ from snn_ext.kernels.arguments import Call, Result
 from snn_ext.kernels.build import SOURCES
 from snn_ext.kernels.spec import Spec
 
-__all__ = ["CUPY", "FIX", "Cupy", "blocks", "lanes_for", "options", "probe", "recompute", "run", "source", "traced", "unavailable"]
+__all__ = [
+    "CUPY",
+    "FIX",
+    "Cupy",
+    "blocks",
+    "lanes_for",
+    "options",
+    "probe",
+    "recompute",
+    "run",
+    "source",
+    "traced",
+    "unavailable",
+]
 
 FIX = "pip install 'snn-ext[cuda13]' (or [cuda12], as your torch) on a machine with a CUDA device"
 
@@ -66,6 +79,7 @@ ops.register(CUPY)
 
 
 def blocks(threads: int) -> int:
+    """Blocks of a grid of so many threads."""
     return min((threads + THREADS - 1) // THREADS, 2**31 - 1)
 
 
@@ -85,7 +99,9 @@ def lanes_for(kernel: Spec, arguments: Arguments) -> int:
 def _aligned(kernel: Spec, a: Arguments, lanes: int) -> bool:
     size = lanes * kernel.dtype.itemsize  # of the smaller type: the state's is checked below
     state = lanes * 4
-    steps = all((getattr(a, name) or 0) % size == 0 and getattr(a, f"{name}_step") % lanes == 0 for name in _POINTERS)
+    steps = all(
+        (getattr(a, name) or 0) % size == 0 and getattr(a, f"{name}_step") % lanes == 0 for name in _POINTERS
+    )
     states = (*_PER_NEURON, "h", "membranes", "grad_membranes")
     return a.neurons % lanes == 0 and steps and all((getattr(a, name) or 0) % state == 0 for name in states)
 

@@ -46,8 +46,8 @@ def prepare(
         smooth: spikes are the surrogate's primitive (float64 on the host, for gradient checks).
     """
     d, x, v, v0 = call.dynamics, call.x, call.v, call.v0
-    if v is not None and (v.dtype != call.state_dtype or v.shape != x.shape[1:]):
-        v = v.to(call.state_dtype).expand(x.shape[1:])
+    if v is not None and (v.shape != x.shape[1:] or v.dtype != call.state_dtype or v.device != x.device):
+        v = _carried(v, call)
     v0_tensor, v0_value = (v0, None) if isinstance(v0, Tensor) else (None, v0)
     affine, folded = call.scale is not None or call.shift is not None, call.folded is not None
     variant = Variant(folded, affine, smooth, unrolled, x.dtype)
@@ -70,6 +70,15 @@ def prepare(
         offset,
         *(call.folded or (None, None)),
     )
+
+
+def _carried(v: Tensor, call: Call) -> Tensor:
+    if v.shape != call.x.shape[1:]:
+        raise OptionError(
+            f"a carried membrane {list(v.shape)} is none of an input {list(call.x.shape)}.",
+            do="reset the neuron before inputs of another shape",
+        )
+    return v.to(call.x.device, call.state_dtype)
 
 
 def _plan_of_tensors(launcher: Launcher, d: Dynamics, variant: Variant, rest: _Rest) -> tuple[Plan, Any]:

@@ -80,10 +80,10 @@ ops.register(HOST)
 unavailable = HOST.unavailable
 
 
-def probe() -> str | None:
+def probe(host: Host = HOST) -> str | None:
     """The same, and compiles a kernel."""
     try:
-        HOST.load(Spec())
+        host.load(Spec())
     except BackendUnavailableError as error:
         return error.why
     return None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from snn_ext.dynamics.description import Dynamics, Leak
-from snn_ext.dynamics.surrogates import ATan
+from snn_ext.kernels.bumps import Bump, in_place
 
 __all__ = ["Equations", "Parameters"]
 
@@ -68,7 +68,7 @@ class Equations:
         self.delayed = dynamics.timing == "delayed" and dynamics.reset != "none"
         self.owes = self.delayed and self.soft  # its reset comes after the next charge
         self.resets_now = self.hard or (self.soft and not self.owes)  # before the next charge
-        self._flat: Tensor | None = None
+        self._bump: Bump | None = None
 
     def _offset(self) -> Tensor | float:
         decay = self.d.decay
@@ -120,14 +120,9 @@ class Equations:
 
     def bump(self, decided: Tensor) -> Tensor:
         """dS/dH, the surrogate's derivative."""
-        u, surrogate = decided - self.threshold, self.d.surrogate
-        if type(surrogate) is not ATan:
-            return surrogate.derivative(u)
-        # The default in two operations instead of five: 1 / (2/a + 2/a (pi/2 a u)^2)
-        if self._flat is None:
-            self._flat = torch.scalar_tensor(2 / surrogate.alpha, dtype=u.dtype, device=u.device)
-        steep = surrogate.alpha * math.pi**2 / 2
-        return torch.addcmul(self._flat, u, u, value=steep, out=u).reciprocal_()
+        if self._bump is None:
+            self._bump = in_place(self.d.surrogate, decided)
+        return self._bump(decided - self.threshold)
 
     @property
     def slopes(self) -> tuple[Tensor | None, Tensor | None]:

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from snn_ext.errors import OptionError
 from snn_ext.kernels.abi import Arguments, Parameter
 from snn_ext.kernels.layout import Layout
 from snn_ext.kernels.spec import Spec
@@ -228,6 +229,13 @@ class _Launch:
 
     def channels(self, value: Tensor) -> tuple[Parameter, int]:
         """A parameter [C], or [T, C] and the distance between its steps."""
+        steps, wanted = self.arguments.steps, self.layout.shape[1:2]
+        if value.ndim not in (1, 2) or value.shape[-1:] != wanted or value.shape[:-1] not in ((), (steps,)):
+            raise OptionError(
+                f"an affine of shape {list(value.shape)} does not fit an input"
+                f" [T, B, *] = {[steps, *self.layout.shape]}.",
+                do="pass [C] or [T, C]",
+            )
         value = value.detach().to(self.device, self.state).contiguous()
         self.alive.append(value)
         first = value if value.ndim == 1 else value[0]

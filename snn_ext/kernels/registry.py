@@ -35,7 +35,7 @@ FRAMEWORK = "framework"
 NAMES = ("auto", FRAMEWORK, *BACKENDS)
 _preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar("snn_ext_preferred", default=None)
 _asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("snn_ext_backend", default=None)
-_logged: set[str] = set()
+_logged: set[tuple[str, str]] = set()
 
 
 class Choice(NamedTuple):
@@ -127,25 +127,30 @@ def choose(
     """
     if isinstance(what, Dynamics):
         x = torch.empty(1, 1, 1, dtype=dtype, device="meta")
-        return _choose(Call(x, what), torch.device(device), planned=True)
-    return _choose(what, what.x.device, planned=False)
+        name, better = _pick(Call(x, what), torch.device(device), planned=True)
+    else:
+        name, better = _pick(what, what.x.device, planned=False)
+    if _wanted() != "auto":
+        return Choice(name, "asked for by name")
+    return Choice(name, "; ".join(f"{other}: {reason}" for other, reason in better.items()))
 
 
-def _choose(call: Call, device: torch.device, *, planned: bool) -> Choice:
+def _pick(call: Call, device: torch.device, *, planned: bool) -> tuple[str, dict[str, str]]:
+    """The backend for a call, and why the better ones do not run it."""
     wanted = _wanted()
     if wanted == FRAMEWORK:
-        return Choice("reference", "the framework's own step was asked for")
+        return "reference", {}
     if wanted != "auto":
         reason = _reason(wanted, call, device, planned)
         if reason is not None:
             raise _error(wanted, reason, call, device)
-        return Choice(wanted, "asked for by name")
-    better: list[str] = []
+        return wanted, {}
+    better: dict[str, str] = {}
     for name in order(device):
         reason = _reason(name, call, device, planned)
         if reason is None:
-            return Choice(name, "; ".join(better))
-        better.append(f"{name}: {reason}")
+            return name, better
+        better[name] = reason
     raise _error("auto", "no backend can", call, device)
 
 
@@ -186,15 +191,15 @@ def run(call: Call) -> Result:
         )
     if torch.compiler.is_compiling():
         return _traced(call)
-    choice = _choose(call, x.device, planned=False)
-    if choice.reason:
-        _log(choice.reason)
+    name, better = _pick(call, x.device, planned=False)
+    for other, reason in better.items():
+        _log_once(other, reason)
     try:
-        return BACKENDS[choice.name].run(call)
+        return BACKENDS[name].run(call)
     except BackendUnavailableError as error:
-        if _wanted() != "auto" or BACKENDS[choice.name].unavailable() is None:
+        if _wanted() != "auto" or BACKENDS[name].unavailable() is None:
             raise
-        _log_once(f"{choice.name}: {error.why}", logging.WARNING)
+        _log_once(name, error.why)
     return run(call)  # what failed is unavailable from now on
 
 
@@ -204,13 +209,9 @@ def _traced(call: Call) -> Result:
     return BACKENDS["reference" if name == "auto" else name].traced(call)
 
 
-def _log(reasons: str) -> None:
-    if _wanted() == "auto":
-        for reason in reasons.split("; "):
-            _log_once(reason, logging.INFO)
-
-
-def _log_once(reason: str, level: int) -> None:
-    if reason not in _logged:
-        _logged.add(reason)
-        _LOG.log(level, "fused neurons do not run on %s", reason)
+def _log_once(name: str, reason: str) -> None:
+    """What this machine lacks is a warning, what a neuron has of its own is not."""
+    if (name, reason) not in _logged:
+        _logged.add((name, reason))
+        level = logging.WARNING if BACKENDS[name].unavailable() else logging.INFO
+        _LOG.log(level, "neurons do not run on the backend %r: %s", name, reason)

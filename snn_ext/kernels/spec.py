@@ -111,11 +111,16 @@ def refusal(dynamics: Dynamics, dtype: torch.dtype) -> str | None:
 
 
 def refusal_of_gradients(call: Call) -> str | None:
-    """Why no fused kernel differentiates this call, or None; where gradients are asked for."""
+    """Why no fused kernel differentiates this call, or None; where gradients are recorded."""
     d = call.dynamics
+    if call.folded is None and not (call.resume and call.v is not None):
+        return None
+    tensors = (call.x, call.v, call.v0, d.decay, d.threshold, call.scale, call.shift)
+    if not any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+        return None
     if call.folded is not None:
         return "the kernels have no gradient for a folded MPBN"
-    if call.resume and d.timing == "delayed" and not d.detach_reset and call.v is not None:
+    if d.timing == "delayed" and not d.detach_reset:
         return "the kernels have no gradient for the decision on a carried membrane"
     return None
 

@@ -216,7 +216,8 @@ def backward(
             through_affine(part, t, g, into)
         elif to is not None and g is not to:
             to.copy_(g)
-        carried = g if decay is gain else later if decay is None else later * decay
+        if t or into.start is not None:
+            carried = g if decay is gain else later if decay is None else later * decay
     if into.start is not None and carried is not None:
         into.start.copy_(carried)
     if into.owed is not None and later is not None:

@@ -138,6 +138,7 @@ FORMS: dict[str, Callable[[], Dynamics]] = {
     "leak/3": lambda: Dynamics(leak=Leak(3.0), rest=0.1),
     "leak*": lambda: Dynamics(leak=Leak(0.3, divide=False)),
     "state/2": lambda: Dynamics(leak=Leak(2.0, input=False), rest=0.25),
+    "half": lambda: Dynamics(leak=Leak(2.0, input=False)),
     "state/3": lambda: Dynamics(leak=Leak(3.0, input=False)),
     "state*": lambda: Dynamics(leak=Leak(0.25, divide=False, input=False)),
 }

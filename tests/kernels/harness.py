@@ -53,7 +53,9 @@ class Emulated:
     name = "emulated"
 
     def __init__(self, lanes: int | None = None, sources: Path = build.SOURCES) -> None:
-        self.lanes, self.sources, self._libraries = lanes, sources, {}
+        self.lanes, self.sources = lanes, sources
+        self._libraries: dict[tuple[Spec, int], tuple[ctypes.CDLL, str]] = {}
+        self.used: set[tuple[Spec, int]] = set()
 
     def _lanes(self, kernel: Spec, a: Arguments) -> int:
         most = cupy_backend.lanes_for(kernel, a)
@@ -76,6 +78,7 @@ class Emulated:
     def launch(self, kernel: Spec, direction: str, arguments: Arguments, device: torch.device) -> None:
         lanes = self._lanes(kernel, arguments)
         self.prepare([kernel])
+        self.used.add((kernel, lanes))
         blocks = cupy_backend.blocks(arguments.neurons // lanes)
         self.run_blocks(kernel, lanes, direction, arguments, blocks, range(blocks))
 
@@ -192,7 +195,7 @@ def check(call: Call, ways: dict[str, Run], *, seed: int = 0) -> None:
         if call.store:
             assert torch.equal(got.membranes, expected.membranes), f"{name}: stored membranes differ"  # type: ignore[arg-type]
         for leaf, g, t in zip(leaves(call), found, true, strict=True):
-            assert g.shape == leaf.shape and g.dtype is leaf.dtype, name
+            assert (g.shape, g.dtype) == (leaf.shape, leaf.dtype), name
             # A sum of terms of size 1 may cancel, its rounding errors do not: its typical size counts.
             terms = call.x.numel() / max(leaf.numel(), 1)
             off = error(g, t, floor=terms**0.5 if leaf.numel() < call.x[0].numel() else 1e-3)

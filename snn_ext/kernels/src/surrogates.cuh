@@ -27,6 +27,10 @@ SNN_INLINE float exp_minus(float z) {
     return from_bits(bits(p) + (bits(shifted) << 23));
 }
 
+#ifndef __CUDACC__
+SNN_INLINE double exp_minus(double z) { return std::exp(-z); }
+#endif
+
 // psi(u) = dS/dH.
 template <int KIND, class R> SNN_INLINE R derivative(R u, R a, R b) {
     if constexpr (KIND == ATAN) {
@@ -48,8 +52,6 @@ template <int KIND, class R> SNN_INLINE R derivative(R u, R a, R b) {
 }
 
 #ifndef __CUDACC__
-SNN_INLINE double exp_minus(double z) { return std::exp(-z); }
-
 // The function whose derivative is psi: the spike in smooth mode (gradient checks).
 template <int KIND> SNN_INLINE double primitive(double u, double a, double b) {
     if constexpr (KIND == ATAN) {
