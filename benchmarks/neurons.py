@@ -61,7 +61,7 @@ def fast_sigmoid(steps: int, count: int) -> Mapping[str, Way]:
 
 
 def cases(quick: bool) -> list[Case]:
-    """Every case; the goals are those of benchmarks/README.md."""
+    """Every case, with its goals."""
     sizes = [12] if quick else [12, 16, 20]
     rounds = 3 if quick else 15
     make = functools.partial

@@ -101,7 +101,7 @@ def over_time(batch: int, size: int) -> Mapping[str, Way]:
 
 
 def cases(quick: bool) -> list[Case]:
-    """Every case; the goals are those of benchmarks/README.md."""
+    """Every case, with its goals."""
     rounds = 3 if quick else 15
     sizes = [(4, 8)] if quick else [(4, 8), (16, 16)]
     result = []
