@@ -28,6 +28,7 @@ from snn_ext.errors import (
     TimestepError,
     UnsupportedSiteError,
 )
+from snn_ext.kernels.registry import backends, use_backend
 from snn_ext.methods.objectives import LTS, SDT, TET, TETS
 from snn_ext.methods.options import BNTT, IMP, MPBN, TEBN
 from snn_ext.methods.swap import original_class, swap_class
@@ -80,6 +81,7 @@ __all__ = [
     "TimestepError",
     "UnsupportedSiteError",
     "adapters",
+    "backends",
     "calibrate_exit",
     "carried",
     "check_optimizer",
@@ -105,4 +107,5 @@ __all__ = [
     "surrogates",
     "swap_class",
     "unpatch",
+    "use_backend",
 ]
