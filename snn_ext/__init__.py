@@ -29,6 +29,7 @@ from snn_ext.errors import (
     TimestepError,
     UnsupportedSiteError,
 )
+from snn_ext.kernels.registry import backends, use_backend
 from snn_ext.methods.objectives import LTS, SDT, TET, TETS
 from snn_ext.methods.options import BNTT, IMP, MPBN, TEBN
 from snn_ext.methods.swap import original_class, swap_class
@@ -85,6 +86,7 @@ __all__ = [
     "TimestepError",
     "UnsupportedSiteError",
     "adapters",
+    "backends",
     "calibrate_exit",
     "carried",
     "check_optimizer",
@@ -111,4 +113,5 @@ __all__ = [
     "swap_class",
     "testing",
     "unpatch",
+    "use_backend",
 ]

@@ -26,6 +26,7 @@ __all__ = [
     "Cupy",
     "blocks",
     "lanes_for",
+    "most_lanes",
     "options",
     "probe",
     "recompute",
@@ -111,13 +112,21 @@ _POINTERS = ("x", "spikes", "h", "membranes", "grad_spikes", "grad_membranes", "
 _PER_NEURON = ("membrane", "v", "grad_membrane", "grad_v", "grad_decay", "grad_threshold")
 
 
-def lanes_for(kernel: Spec, arguments: Arguments) -> int:
-    """Neighbouring neurons per thread: as many as keep h in registers, and as memory is aligned to.
+def most_lanes(kernel: Spec) -> int:
+    """Neighbouring neurons that one thread takes: 8 bytes of them, and no more than keep h in registers.
 
-    One read of 2 or 4 bytes per step and thread leaves the memory half idle.
+    Reads of 2 or 4 bytes per step and thread would leave the memory half idle.
     """
-    most = 1 if kernel.affine else _UNROLLED // max(1, kernel.unrolled)
-    return next((n for n in (4, 2) if n <= most and _aligned(kernel, arguments, n)), 1)
+    most = min(8 // kernel.dtype.itemsize, _UNROLLED // max(1, kernel.unrolled))
+    return 1 if kernel.affine or most < 2 else 1 << (most.bit_length() - 1)  # vectors have 2 or 4 elements
+
+
+def lanes_for(kernel: Spec, arguments: Arguments) -> int:
+    """Neurons per thread that the memory of a launch is aligned to."""
+    lanes = most_lanes(kernel)
+    while lanes > 1 and not _aligned(kernel, arguments, lanes):
+        lanes //= 2
+    return lanes
 
 
 def _aligned(kernel: Spec, a: Arguments, lanes: int) -> bool:

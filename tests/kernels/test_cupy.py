@@ -85,7 +85,9 @@ def test_launches(paper: Paper, steps: int, dtype: torch.dtype) -> None:
     unrolled = cupy_backend.recompute(call)
     assert unrolled == (4 if steps == 4 else None)
     harness.check(call, {"cupy": lambda c: fused.run(c, launcher, unrolled=unrolled)})
-    assert paper.launches == [("forward", 4, 1, 128, 4711), ("backward", 4, 1, 128, 4711)]
+    lanes = 8 // dtype.itemsize
+    grid = -(-300 // lanes // 128)
+    assert paper.launches == [(way, lanes, grid, 128, 4711) for way in ("forward", "backward")]
     assert len(paper.modules) == 1, "one module holds both directions"
     fused.run(call, launcher, unrolled=unrolled)
     assert len(paper.modules) == 1, "and is compiled once"

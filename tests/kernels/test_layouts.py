@@ -43,6 +43,15 @@ def test_a_thousand_steps_with_learnable_decay() -> None:
     harness.check(call, harness.runs(call))
 
 
+def test_threads_change_nothing() -> None:
+    """Two threads where torch may use two, above a size at which they pay."""
+    x = (torch.randn(4, 3, 20_000) * 2).requires_grad_()
+    call = Call(x, LIF, v0=torch.rand(20_000, requires_grad=True))
+    ways = {name: run for name, run in harness.runs(call).items() if name.startswith("host")}
+    torch.set_num_threads(2)  # one again before the next test
+    harness.check(call, ways)
+
+
 def channels_last(x: Tensor) -> Tensor:
     return x.movedim(2, -1).contiguous().movedim(-1, 2)
 

@@ -53,6 +53,20 @@ def test_opcheck(name: str, unrolled: int | None) -> None:
     torch.library.opcheck(torch.ops.snn_ext.neuron_forward, (*inputs, *ops._encode(plan), keep))
 
 
+@pytest.mark.parametrize("name", ["plain", "half", "plif", "affine"])
+def test_opcheck_of_the_backward(name: str) -> None:
+    call = calls()[name]
+    plan, inputs = fused.prepare(call, HOST)
+    out = fused.forward(plan, inputs, keep=True)
+    wanted = fused.needs(inputs)
+    kept = fused.saved(plan, inputs, wanted)
+    tensors = [None if t is None else t.detach() for t in kept]
+    grads = [torch.randn_like(t) for t in (out.spikes, out.membrane)]
+    sums = [wanted[1] or wanted[2], *wanted[3:5], wanted[5]]
+    arguments = (*grads, None, out.h, *tensors, *ops._encode(plan), sums)
+    torch.library.opcheck(torch.ops.snn_ext.neuron_backward, arguments)
+
+
 @pytest.mark.parametrize("name", calls())
 def test_operators_do_what_functions_do(name: str) -> None:
     call = calls()[name]

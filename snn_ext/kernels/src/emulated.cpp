@@ -36,19 +36,18 @@ template <class T> inline void store(T* p, T value) {
 #include "grid.cuh"
 
 // Runs blocks first .. last - 1 of a grid.
-#define SNN_LAUNCH(name, direction, lanes, S)                                                            \
+#define SNN_LAUNCH(name, direction, lanes, ...)                                                          \
     extern "C" void name##_##direction(const snn::Arguments* arguments, unsigned grid, unsigned block,   \
                                        unsigned first, unsigned last) {                                  \
+        using S = __VA_ARGS__;                                                                           \
         const snn::Arguments a = *arguments;                                                             \
         gridDim.x = grid, blockDim.x = block;                                                            \
         for (blockIdx.x = first; blockIdx.x < last; ++blockIdx.x)                                        \
-            for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x)                                    \
-                SNN_CELLS(direction, lanes, a, S)                                              \
+            for (threadIdx.x = 0; threadIdx.x < block; ++threadIdx.x) SNN_CELLS(direction, lanes, a, S)  \
     }
-#define SNN_SPEC(name, lanes, ...)                   \
-    using name = snn::Spec<__VA_ARGS__>;             \
-    SNN_LAUNCH(name, forward, lanes, name::ahead)    \
-    SNN_LAUNCH(name, backward, lanes, name)
+#define SNN_SPEC(name, lanes, ...)                                      \
+    SNN_LAUNCH(name, forward, lanes, snn::Spec<__VA_ARGS__>::ahead)     \
+    SNN_LAUNCH(name, backward, lanes, snn::Spec<__VA_ARGS__>)
 SNN_SPECS
 
 extern "C" void snn_watch(snn::Access* to, long long size, long long unreal) {
