@@ -8,8 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -37,16 +35,9 @@ KERNELS = {
 def run(bench: Bench) -> dict[str, Any]:
     names = list(KERNELS)[: bench.pick(None, 2)]
     return {
-        "import cupy, s": attempt(_import) if find_spec("cupy") else None,
         "first_calls": {name: attempt(lambda n=name: _first_call(bench, n)) for name in names},
         "compiler": attempt(lambda: _resources(bench, names)),
     }
-
-
-def _import() -> float:
-    start = time.perf_counter()
-    import_module("cupy")
-    return time.perf_counter() - start
 
 
 def _call(name: str, device: str) -> Call:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from statistics import median
 from typing import Any
 
@@ -22,8 +23,8 @@ def run(bench: Bench) -> dict[str, Any]:
     found: dict[str, Any] = {
         "torch_cuda": torch.version.cuda,
         "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32},
+        "cupy": attempt(_cupy),  # before the backends import it
         "backends": [s._asdict() for s in kernels.backends()],
-        "cupy": attempt(_cupy),
     }
     if bench.cuda("properties of the device and its driver"):
         found["device"] = _properties()
@@ -59,9 +60,11 @@ def _smi() -> dict[str, str]:
 
 
 def _cupy() -> dict[str, Any]:
+    start = time.perf_counter()
     import cupy
 
-    return {"version": cupy.__version__, "nvrtc": list(cupy.cuda.nvrtc.getVersion())}
+    seconds = time.perf_counter() - start
+    return {"version": cupy.__version__, "nvrtc": list(cupy.cuda.nvrtc.getVersion()), "import_s": seconds}
 
 
 def _bandwidths(bench: Bench) -> dict[str, float]:
