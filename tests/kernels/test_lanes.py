@@ -9,8 +9,12 @@ from snn_ext.kernels.abi import Arguments
 from snn_ext.kernels.spec import Spec
 
 
-@pytest.mark.parametrize(("steps", "lanes"), [(0, 4), (1, 4), (4, 4), (5, 2), (8, 2), (9, 1), (16, 1)])
-def test_lanes_by_steps_in_registers(steps: int, lanes: int) -> None:
+CASES = [("float", 0, 2), ("float", 1, 2), ("float", 8, 2), ("float", 9, 1), ("float", 16, 1)]
+CASES += [("snn::Half", 1, 4), ("snn::Half", 4, 4), ("snn::Half", 5, 2), ("snn::BFloat", 9, 1)]
+
+
+@pytest.mark.parametrize(("io", "steps", "lanes"), CASES)
+def test_lanes_by_steps_in_registers(io: str, steps: int, lanes: int) -> None:
     aligned = Arguments(max(steps, 1), 36, 1, 0)  # no pointers: aligned to anything, also to 3 neurons
-    assert cupy_backend.lanes_for(Spec(unrolled=steps), aligned) == lanes
-    assert cupy_backend.lanes_for(Spec(unrolled=steps, affine=True), aligned) == 1
+    assert cupy_backend.lanes_for(Spec(unrolled=steps, io=io), aligned) == lanes
+    assert cupy_backend.lanes_for(Spec(unrolled=steps, affine=True, io=io), aligned) == 1
