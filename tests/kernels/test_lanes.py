@@ -8,7 +8,6 @@ from snn_ext.kernels import cupy_backend
 from snn_ext.kernels.abi import Arguments
 from snn_ext.kernels.spec import Spec
 
-
 CASES = [("float", 0, 2), ("float", 1, 2), ("float", 8, 2), ("float", 9, 1), ("float", 16, 1)]
 CASES += [("snn::Half", 1, 4), ("snn::Half", 4, 4), ("snn::Half", 5, 2), ("snn::BFloat", 9, 1)]
 
