@@ -184,7 +184,9 @@ def test_the_backward_pass_may_come_later(ran: list[str]) -> None:
 
 
 def test_unknown_names_teach() -> None:
-    with pytest.raises(OptionError, match=r"do: use one of 'auto', 'cupy', 'host', 'torch', 'reference'"):
+    with pytest.raises(
+        OptionError, match=r"do: use one of 'auto', 'framework', 'cupy', 'host', 'torch', 'reference'"
+    ):
         use_backend("cuda").__enter__()
 
 

@@ -43,7 +43,8 @@ def test_doctor_lists_what_works(capsys: pytest.CaptureFixture[str]) -> None:
     assert "toy" in text
     for backend in kernels.backends():
         assert backend.name in text
-    assert status == (0 if any(s.available for s in kernels.backends() if s.name in ("host", "cupy")) else 1)
+    compiled = any(s.available for s in kernels.backends() if s.name in ("host", "cupy"))
+    assert status == (0 if compiled and all(a.error is None for a in plugins.adapters()) else 1)
 
 
 def test_doctor_says_what_to_do_without_compiled_kernels(
