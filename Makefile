@@ -1,13 +1,14 @@
-# make demo | test | fuzz | compliance | lint: each sets up .venv by itself; nothing but Python >= 3.11 is needed.
+# make demo | test | lint | bench | compliance | fuzz: each sets up .venv by itself; nothing but Python >= 3.11 is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WITH_dev := -e examples/third_party_adapter
 
-# Random tests start from this number; print it, so that a failure can be repeated: make test SEED=...
-SEED ?= $(shell date +%s)
+# Random tests start from this number; the nightly ones from another every night (printed, to repeat a failure).
+SEED ?= 0
+fuzz: SEED := $(shell date +%s)
 
-.PHONY: demo test fuzz compliance lint clean
+.PHONY: demo test fuzz compliance lint bench clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/digits.py
@@ -30,6 +31,15 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# On the CPU, in less than 10 minutes; benchmarks/gpu_suite.py is for CUDA machines.
+bench: $(VENV)/.examples
+	for name in neurons norms networks; do \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py \
+			--out benchmarks/results/cpu-$$name.json --plot docs/figures/bench-$$name.png || exit 1; \
+	done
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/neurons.py --default-allocator \
+		--out benchmarks/results/cpu-neurons-default-allocator.json
 
 $(VENV)/.examples $(VENV)/.dev: $(VENV)/.%: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "snn-ext needs Python >= 3.11: make PYTHON=python3.11 ...")'

@@ -29,16 +29,19 @@ from snn_ext.errors import (
     TimestepError,
     UnsupportedSiteError,
 )
+from snn_ext.kernels.registry import backends, use_backend
 from snn_ext.methods.objectives import LTS, SDT, TET, TETS
 from snn_ext.methods.options import BNTT, IMP, MPBN, TEBN
 from snn_ext.methods.swap import original_class, swap_class
-from snn_ext.patching.apply import Report, patch, plan, report, unpatch
+from snn_ext.patching.apply import patch, plan, unpatch
 from snn_ext.patching.checkpoints import load, save
 from snn_ext.patching.decision import Plan
 from snn_ext.patching.distributed import convert_sync_batchnorm
 from snn_ext.patching.fold import fold
 from snn_ext.patching.hookspecs import AdapterInfo, hookimpl
+from snn_ext.patching.measured import FoldResult
 from snn_ext.patching.plugins import adapters, comes_from, register
+from snn_ext.patching.report import Report, report
 from snn_ext.patching.sequence import carried, reset
 from snn_ext.patching.sites import Site
 from snn_ext.patching.training import Loss, check_optimizer, loss, param_groups
@@ -65,6 +68,7 @@ __all__ = [
     "EarlyExit",
     "ExitCalibration",
     "FoldError",
+    "FoldResult",
     "Leak",
     "Loss",
     "NeuronSpec",
@@ -82,6 +86,7 @@ __all__ = [
     "TimestepError",
     "UnsupportedSiteError",
     "adapters",
+    "backends",
     "calibrate_exit",
     "carried",
     "check_optimizer",
@@ -108,4 +113,5 @@ __all__ = [
     "swap_class",
     "testing",
     "unpatch",
+    "use_backend",
 ]

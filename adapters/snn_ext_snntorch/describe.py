@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import snntorch as snn
+import torch
 from torch import Tensor, nn
 
 from snn_ext import Dynamics, NeuronSpec, NormSpec, OptionError, Time, original_class
 from snn_ext.surrogates import ATan, FastSigmoid, Sigmoid, Surrogate
 
-__all__ = ["describe", "describe_norm"]
+__all__ = ["describe", "describe_norm", "equations"]
 
 _SUPPORTED = (snn.Leaky, snn.Synaptic, snn.Lapicque, snn.RLeaky, snn.RSynaptic)
 # By name: not every release has all of them.
@@ -46,6 +49,7 @@ def describe(module: nn.Module) -> NeuronSpec | None:
         time=Time.PER_CALL,
         threshold=float(threshold) if threshold.ndim == 0 else threshold,
         dynamics=_dynamics(module),
+        own_step=_own_step(module),
         unsupported=_unsupported(module),
     )
 
@@ -73,11 +77,15 @@ _CHARGES = ("_base_state_function", "_base_state_reset_zero", "_base_sub", "_bas
 _STEP = ("forward", "fire", "mem_reset", *_CHARGES)
 
 
-def _overridden(module: nn.Module) -> list[str]:
+def _overridden(module: nn.Module) -> tuple[str, ...]:
     """Parts of the framework's step that a user's class replaces."""
-    kind = original_class(module)
+    return _replaced(original_class(module))  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=256)
+def _replaced(kind: type) -> tuple[str, ...]:
     base = next(cls for cls in _SUPPORTED if issubclass(kind, cls))
-    return [name for name in _STEP if getattr(kind, name, None) is not getattr(base, name, None)]
+    return tuple(name for name in _STEP if getattr(kind, name, None) is not getattr(base, name, None))
 
 
 def _unsupported(module: Any) -> dict[str, str]:
@@ -88,6 +96,14 @@ def _unsupported(module: Any) -> dict[str, str]:
         missed = f"its class overrides {', '.join(charges)} of snnTorch's step: a norm could miss its input"
         reasons |= {"bntt": missed, "tebn": missed}
     return {method: reason for method, reason in reasons.items() if reason}
+
+
+def _own_step(module: Any) -> dict[str, str]:
+    """Where the kernels do not take the step."""
+    reasons = {"mpbn": "its delayed reset needs the spikes that were fired, step by step"}
+    if isinstance(module, snn.Lapicque) and (module.time_step != 1 or bool((module.R != 1).any())):
+        reasons["*"] = "it scales its input in an order that the kernels do not keep to the last bit"
+    return reasons
 
 
 def _no_membrane_norm(module: Any) -> str | None:
@@ -102,30 +118,48 @@ def _no_membrane_norm(module: Any) -> str | None:
 
 
 def _dynamics(module: Any) -> Dynamics | None:
-    """The exact equations of Leaky, and of Lapicque without reset to zero."""
-    bump = _surrogate(module.spike_grad)
-    plain = not (module.inhibition or module.state_quant or float(module.reset_mechanism_val) > 2)
+    """`equations` without gradients, and None where something else acts on the step."""
     graded = bool((module.graded_spikes_factor != 1).any())
-    if bump is None or not plain or graded or not getattr(module, "reset_delay", True):
+    if graded or float(module.reset_mechanism_val) > 2:
+        return None
+    found = equations(module)
+    if found is None:
+        return None
+    return replace(
+        found, decay=_value(found.decay), gain=_value(found.gain), threshold=_value(found.threshold)
+    )
+
+
+def _value(p: float | Tensor) -> float | Tensor:
+    return p.detach() if isinstance(p, Tensor) else p
+
+
+def equations(module: Any) -> Dynamics | None:
+    """What Leaky, and Lapicque without reset to zero, compute as they are now, learnable parts with their
+    gradients; None for others. All but the factor of graded spikes."""
+    bump = _surrogate(module.spike_grad)
+    plain = not (module.inhibition or module.state_quant)
+    if bump is None or not plain or not getattr(module, "reset_delay", True):
         return None
     # What runs was chosen when the neuron was built; `reset_mechanism` may have changed since.
     charge = getattr(module.state_function, "__func__", None)
     if charge is None or _overridden(module):
         return None
     resets = {"_base_sub": "soft", "_base_zero": "hard", "_base_int": "none"}
-    reset = resets.get(charge.__name__)
     if charge in (snn.Leaky._base_sub, snn.Leaky._base_zero, snn.Leaky._base_int):
-        decay, gain = module.beta.detach().clamp(0, 1), 1.0
+        beta = _number(module.beta)
+        decay = beta.clamp(0, 1) if isinstance(beta, Tensor) else min(max(beta, 0.0), 1.0)
+        gain: float | Tensor = 1.0
     elif charge in (snn.Lapicque._base_sub, snn.Lapicque._base_int):
         step = module.time_step / (module.R * module.C)
-        decay, gain = (1 - step).detach(), (step * module.R).detach()
+        decay, gain = _number(1 - step), _number(step * module.R)
     else:
         return None
     return Dynamics(
         decay=decay,
         gain=gain,
-        threshold=module.threshold.detach(),
-        reset=reset,  # type: ignore[arg-type]
+        threshold=_number(module.threshold),
+        reset=resets[charge.__name__],  # type: ignore[arg-type]
         timing="delayed",
         fires_at_equality=False,
         detach_reset=True,
@@ -133,6 +167,13 @@ def _dynamics(module: Any) -> Dynamics | None:
     )
 
 
+def _number(p: Tensor) -> float | Tensor:
+    """A number where that is all it is: kernels take it faster. (A device would have to be waited for.)"""
+    plain = p.ndim == 0 and not p.requires_grad and p.device.type == "cpu" and p.dtype is torch.float32
+    return p.item() if plain else p
+
+
+@functools.lru_cache(maxsize=256)
 def _surrogate(function: Any) -> Surrogate | None:
     """snnTorch's surrogates are closures; their names and captured values tell which they are."""
     qualified = getattr(function, "__qualname__", "")

@@ -14,12 +14,21 @@ from snn_ext import Dynamics, Leak, NeuronSpec, NormSpec, Time, original_class
 from snn_ext.surrogates import ATan, PiecewiseQuadratic, Rectangle, Sigmoid, Surrogate
 from snn_ext_spikingjelly.compat import missing_feature
 
-__all__ = ["calls_steps", "describe", "describe_norm", "dynamics", "equations", "merges_time"]
+__all__ = [
+    "calls_steps",
+    "current_dynamics",
+    "describe",
+    "describe_norm",
+    "dynamics",
+    "equations",
+    "merges_time",
+]
 
 _PACKAGE = "spikingjelly.activation_based.neuron"
 _STEPS = ("single_step_forward", "multi_step_forward")
 _ASKS = {"functional_forward", "materialize_states"}
 _EQUATIONS = ("materialize_states", "multi_step_functional_forward", "single_step_functional_forward")
+_FUSED = (ATan, PiecewiseQuadratic, Sigmoid)  # of those we know; the framework runs others in a loop
 _ATAN = ATan()  # made once: torch.compile cannot trace the making
 _CALLS = ("forward", "multi_step_forward", "single_step_forward")
 
@@ -45,6 +54,7 @@ def _spec(module: Any, time: Time) -> NeuronSpec:
         rest=float(module.get_reset_value("v")),
         threshold=float(threshold) if isinstance(threshold, int | float) else None,
         dynamics=replace(exact, surrogate=bump) if exact and bump and not _wrapped(module) else None,
+        own_step={"cuda": "SpikingJelly's own fused kernel"} if isinstance(bump, _FUSED) else {},
         unsupported=unsupported,
     )
 
@@ -202,6 +212,14 @@ def equations(module: Any, surrogate: Surrogate = _ATAN) -> Dynamics:
         detach_reset=module.detach_reset,
         surrogate=surrogate,
     )
+
+
+def current_dynamics(module: Any) -> Dynamics | None:
+    """`equations` with the surrogate of now, for a node whose class is known to have them; None where the
+    kernels would not compute the same."""
+    bump = _surrogate(module.surrogate_function)
+    plain = bump is not None and isinstance(module.v_threshold, float) and module._neuron_precision is None
+    return equations(module, bump) if plain and bump is not None else None
 
 
 _STEPS_OF = {

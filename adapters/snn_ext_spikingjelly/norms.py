@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from snn_ext import NormSpec, Time, TimestepError
+from snn_ext.methods.paths import located
 from snn_ext.norms import TimedNorm
 from snn_ext_spikingjelly.describe import calls_steps, merges_time
 
@@ -38,7 +39,7 @@ class ContainedNorm(TimedNorm):
         if self._ext_length is None:
             raise TimestepError(
                 "the time steps in this container cannot be told.",
-                where=type(self).__name__,
+                where=located(self),
                 why="the container around it was not called as a module",
                 do="call the network itself, not a functional form of it",
             )

@@ -151,9 +151,12 @@ class NeuronSpec(_Spec):
         threshold: firing threshold in membrane units, for ``IMP(init="half")``; None if it has none.
         dynamics: the exact equations, or None where `Dynamics` cannot express them. Methods that only
             delegate to the framework's own step (IMP) do without.
+        own_step: where the framework's own step is taken instead of snn-ext's kernels: a method name, a
+            device type (float32 only), or ``"*"`` -> the reason.
         unsupported: method name -> reason why it cannot work here (key ``"*"``: no method can).
     """
 
     rest: float = 0.0
     threshold: float | Tensor | None = 1.0
     dynamics: Dynamics | None = None
+    own_step: Mapping[str, str] = field(default_factory=dict)

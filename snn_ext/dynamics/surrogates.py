@@ -119,11 +119,16 @@ class _Step(torch.autograd.Function):
     """Heaviside forward, ``grad * psi(u)`` backward. Saves u, never its output: spikes may be
     changed in place (SEW networks add the shortcut to them)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, u: Tensor, surrogate: Surrogate, fires_at_equality: bool) -> Tensor:
-        ctx.save_for_backward(u)
-        ctx.surrogate = surrogate
+    def forward(u: Tensor, surrogate: Surrogate, fires_at_equality: bool) -> Tensor:
         return ((u >= 0) if fires_at_equality else (u > 0)).to(u.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate, bool], output: Tensor) -> None:
+        u, ctx.surrogate, _ = inputs
+        ctx.save_for_backward(u)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:

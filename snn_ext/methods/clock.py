@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from snn_ext.errors import TimestepError
+from snn_ext.methods.paths import located
 
 __all__ = ["Clock", "ClockedNorm"]
 
@@ -38,7 +39,7 @@ class Clock(nn.Module):
         if id(norm) in asked:
             raise TimestepError(
                 "a norm cannot tell which time step it is.",
-                where=f"{type(norm).__name__} before {type(self).__name__}",
+                where=f"{located(norm)} before {located(self)}",
                 why="the neuron after it, which keeps time, was not called in the step before",
                 do="call snn_ext.reset(model) if a step was interrupted; else pass example_input to patch, so"
                 " that the neuron it feeds is seen, or exclude the norm",
@@ -58,7 +59,7 @@ class Clock(nn.Module):
         if wrong:
             raise TimestepError(
                 f"a norm took this for step {wrong[0] + 1} of a sequence, its neuron for step {t + 1}.",
-                where=type(self).__name__,
+                where=located(self),
                 why="the start of the sequence could not be seen before the norm was called",
                 do="call snn_ext.reset(model) before every sequence",
             )
@@ -83,7 +84,7 @@ class ClockedNorm(nn.Module):
         if not self._ext_clock:
             raise TimestepError(
                 "this norm was patched for whole sequences, and is called step by step.",
-                where=type(self).__name__,
+                where=located(self),
                 do="unpatch, then patch the model in the mode it runs in",
             )
         clock, last = self._ext_clock[0], self._ext_last
@@ -92,7 +93,7 @@ class ClockedNorm(nn.Module):
         if t not in (0, last, last + 1) and not alone:  # then a jump means that states were exchanged
             raise TimestepError(
                 f"step {t + 1} of a sequence, but the last step of this norm was {last + 1}.",
-                where=f"{type(self).__name__} before {type(clock).__name__}",
+                where=f"{located(self)} before {located(clock)}",
                 why="it is not called before the neuron that tells it the time, or not at every step",
                 do="pass example_input to patch, so that the order of the calls is seen; or exclude the norm",
             )

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from snn_ext.errors import FoldError
 from snn_ext.methods.clock import ClockedNorm
 from snn_ext.methods.norms import BatchNorm, normalise
+from snn_ext.methods.paths import located
 from snn_ext.methods.temporal import (
     BatchNormThroughTime,
     TemporalEffectiveBatchNorm,
@@ -71,6 +72,8 @@ def _twin(norm: _BatchNorm, bias: bool, eps: float, momentum: float | None) -> B
     new = twin.state_dict()
     if not any(tensor.is_meta for tensor in new.values()):
         twin.load_state_dict({k: own[k] for k in new})
+    for name, parameter in twin.named_parameters():  # a frozen affine is frozen at every step
+        parameter.requires_grad_(norm.get_parameter(name).requires_grad)
     return twin
 
 
@@ -114,13 +117,30 @@ class FoldedTime(nn.Module):
         """A whole sequence [T, B, C, *]."""
         return torch.stack([self.step(t, x_t) for t, x_t in enumerate(x.unbind(0))])
 
+    def in_kernel(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Scale and shift [T, C] for a kernel that is given [T, B, C, *] as it is, instead of `sequence`.
+
+        None where that would round differently: a kernel computes in float32, `sequence` in half.
+        """
+        self._check(len(x) - 1)
+        if x.dtype is not torch.float32 or x.ndim < 3 or x.shape[2] != self.scale.shape[1]:
+            return None
+        return self.scale[: len(x)], self.shift[: len(x)]
+
     def step(self, t: int, x: Tensor) -> Tensor:
         """One step [B, C, *] by its 0-based number."""
-        at_step(t, len(self.scale), type(self).__name__)
-        if self.training:
-            raise FoldError("a folded norm cannot be trained.", do="call model.eval(), or train before fold")
+        self._check(t)
         shape = [-1, *[1] * (x.ndim - 2)]
         return x * self.scale[t].view(shape).to(x.dtype) + self.shift[t].view(shape).to(x.dtype)
+
+    def _check(self, t: int) -> None:
+        at_step(t, len(self.scale), self)
+        if self.training:
+            raise FoldError(
+                "a folded norm cannot be trained.",
+                where=located(self),
+                do="call model.eval(), or train before fold",
+            )
 
 
 class TimedNorm(ClockedNorm):
@@ -131,29 +151,27 @@ class TimedNorm(ClockedNorm):
 
     def sequence(self, x: Tensor) -> Tensor:
         """A whole sequence [T, B, C, *]."""
-        where = type(self).__name__
         if self._folded is not None:
             return self._folded.sequence(x)
         later, tebn = self._attached()
         if later is not None:
-            return through_time(x, [self._first, *later], where)
+            return through_time(x, [self._first, *later], self)
         if tebn.stats == "step":
-            return scaled(through_time(x, [self._own] * len(tebn.scale), where), tebn.scale)
-        check_exact(len(x), len(tebn.scale), training=self.training, where=where)
+            return scaled(through_time(x, [self._own] * len(tebn.scale), self), tebn.scale)
+        check_exact(len(x), len(tebn.scale), self, training=self.training)
         y = self._own(x.flatten(0, 1))
         return scaled(y.view(x.shape), tebn.scale)
 
     def step(self, t: int, x: Tensor) -> Tensor:
         """One step [B, C, *] by its 0-based number."""
-        where = type(self).__name__
         if self._folded is not None:
             return self._folded.step(t, x)
         later, tebn = self._attached()
-        at_step(t, len(later) + 1 if later is not None else len(tebn.scale), where)
+        at_step(t, len(later) + 1 if later is not None else len(tebn.scale), self)
         if later is not None:
             return self._first(x) if t == 0 else later[t - 1](x)
         if self.training and tebn.stats == "joint":
-            raise joint_per_call(where)
+            raise joint_per_call(self)
         return self._own(x) * tebn.scale[t].to(x.dtype)
 
     @property

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from snn_ext.dynamics import functional
 from snn_ext.dynamics.description import Dynamics, NeuronSpec, Time
 from snn_ext.errors import OptionError, ShapeMismatchError
+from snn_ext.kernels import Call, run
 from snn_ext.methods.options import IMP, Shape
+from snn_ext.methods.paths import located
 
 __all__ = ["InitialPotential", "SpikingNeuron", "initial_potential", "potential_shape"]
 
@@ -124,19 +125,17 @@ class InitialPotential(nn.Module):
 
     imp: nn.Parameter
     _imp_option: IMP
-    _imp_path: str = ""
 
-    def start_from(self, option: IMP, parameter: nn.Parameter, path: str = "") -> None:
-        """Attach the parameter made by `initial_potential`; `path` is for error messages."""
+    def start_from(self, option: IMP, parameter: nn.Parameter) -> None:
+        """Attach the parameter made by `initial_potential`."""
         self.register_parameter("imp", parameter)
         # through __dict__: a framework's __setattr__ may be particular about new attributes
-        self.__dict__.update(_imp_option=option, _imp_path=path)
+        self.__dict__["_imp_option"] = option
 
     def stop_starting(self) -> None:
         """Undo `start_from`."""
         self._parameters.pop("imp", None)
-        for name in ("_imp_option", "_imp_path"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("_imp_option", None)
 
     def initial_membrane(self, features: Sequence[int], dtype: torch.dtype) -> Tensor:
         """V0 = phi(p) for samples with these features, broadcastable to [B, *features].
@@ -148,7 +147,7 @@ class InitialPotential(nn.Module):
         if self.imp.shape != expected:
             raise ShapeMismatchError(
                 f"IMP has V0 of shape {list(self.imp.shape)}, one sample has {list(features)}.",
-                where=f"{self._imp_path or '(root)'} ({type(self).__name__})",
+                where=located(self),
                 why=f"with shape={self._imp_option.shape!r} it must be {list(expected)}",
                 do="unpatch, then patch with example_input=<a batch of this size>, or with"
                 " IMP(shape='channel') if the resolution varies",
@@ -171,7 +170,6 @@ class SpikingNeuron(InitialPotential):
 
     Attributes:
         v: membrane [B, *] after the last step, None before the first.
-        pending: spikes [B, *] of the last step, whose reset may still be due.
 
     Raises:
         OptionError: ``Time.MERGED`` (there is no time to integrate over).
@@ -195,7 +193,6 @@ class SpikingNeuron(InitialPotential):
         self.dynamics = dynamics or Dynamics()
         self.time = time
         self.v: Tensor | None = None
-        self.pending: Tensor | None = None
         if imp is not None:
             self.start_from(imp, initial_potential(imp, features, self.spec))
 
@@ -208,11 +205,13 @@ class SpikingNeuron(InitialPotential):
     def forward(self, x: Tensor) -> Tensor:
         """Spikes in the shape and dtype of `x`: [T, B, *] or [B, *], by `time`."""
         sequence = x if self.time is Time.LEADING else x.unsqueeze(0)
-        v, pending = self.v, self.pending
+        v = self.v
         if v is None or self.time is Time.LEADING or v.shape != sequence.shape[1:]:
-            v, pending = self._start(sequence.shape[2:], x), None
-        result = functional.multistep(sequence, v, self.dynamics, pending=pending)
-        self.v, self.pending = result.membrane, result.spikes[-1]
+            call = Call(sequence, self.dynamics, v0=self._start(sequence.shape[2:], x))
+        else:
+            call = Call(sequence, self.dynamics, v=v, resume=True)
+        result = run(call)
+        self.v = result.membrane
         return result.spikes if self.time is Time.LEADING else result.spikes[0]
 
     def _start(self, features: torch.Size, x: Tensor) -> Tensor:
@@ -223,7 +222,7 @@ class SpikingNeuron(InitialPotential):
 
     def reset(self) -> None:
         """End the sequence: the next call starts from V0."""
-        self.v = self.pending = None
+        self.v = None
 
     def extra_repr(self) -> str:
         return f"{self.dynamics}, time={self.time.value!r}"

@@ -15,7 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from snn_ext.dynamics import functional
 from snn_ext.dynamics.functional import Decide
 from snn_ext.errors import FoldError, OptionError, ShapeMismatchError
+from snn_ext.kernels.mpbn import MembraneNorm
 from snn_ext.methods.options import MPBN
+from snn_ext.methods.paths import located
 from snn_ext.methods.sync import is_synchronised, normalise_synchronised
 
 __all__ = [
@@ -40,18 +42,8 @@ def normalise(norm: _BatchNorm, x: Tensor, bias: Tensor | None) -> Tensor:
         OptionError: training on one value per channel, which has no variance.
     """
     use_batch = norm.training or norm.running_mean is None
-    alone = use_batch and not is_synchronised(norm)
-    if x.ndim < 2 or (alone and x.numel() <= x.shape[1]):
-        raise OptionError(
-            f"batch norm cannot take statistics over one value per channel: {list(x.shape)}.",
-            do="train with more than one sample, or call .eval()",
-        )
-    factor = norm.momentum or 0.0
-    track = norm.training and norm.track_running_stats
-    if track and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:  # cumulative average
-            factor = 1.0 / float(norm.num_batches_tracked)
+    _check_values(norm, x)
+    factor = _count(norm)
     if norm.training and is_synchronised(norm):
         return normalise_synchronised(norm, x, bias, factor)
     keep = not norm.training or norm.track_running_stats
@@ -60,6 +52,25 @@ def normalise(norm: _BatchNorm, x: Tensor, bias: Tensor | None) -> Tensor:
         # a float32 membrane in a model that was cast to half: torch takes only the opposite mixture
         return _normalise_cast(norm, x, bias, mean, var, use_batch, factor)
     return F.batch_norm(x, mean, var, norm.weight, bias, use_batch, factor, norm.eps)
+
+
+def _check_values(norm: _BatchNorm, x: Tensor) -> None:
+    alone = (norm.training or norm.running_mean is None) and not is_synchronised(norm)
+    if x.ndim < 2 or (alone and x.numel() <= x.shape[1]):
+        raise OptionError(
+            f"batch norm cannot take statistics over one value per channel: {list(x.shape)}.",
+            where=located(norm),
+            do="train with more than one sample, or call .eval()",
+        )
+
+
+def _count(norm: _BatchNorm) -> float:
+    """Count a batch; the share it has in the running statistics."""
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:  # cumulative average
+            return 1.0 / float(norm.num_batches_tracked)
+    return norm.momentum or 0.0
 
 
 def _normalise_cast(
@@ -142,8 +153,33 @@ class MembraneBatchNorm(nn.Module):
             raise ShapeMismatchError(
                 f"MembraneBatchNorm was made for features {list(self.features)} per {self.per},"
                 f" got [B, C, *] = {list(h.shape)}.",
+                where=located(self),
                 do="patch with an example_input of this size; per channel only C is fixed",
             )
+
+    @property
+    def fusible(self) -> bool:
+        """Whether a kernel may take its place: nobody listens, and no other process is asked."""
+        silent = all(not m._forward_hooks and not m._forward_pre_hooks for m in (self, self.bn))
+        return silent and not (self.training and is_synchronised(self.bn))
+
+    def for_steps(self, x: Tensor) -> MembraneNorm:
+        """What the kernel that normalises the membranes of [T, B, C, *] has to know; counts T batches."""
+        self._check(x[0])
+        bn = self.bn
+        _check_values(bn, x[0] if self.per == "channel" else x[0].flatten(1))
+        keep = not bn.training or bn.track_running_stats
+        return MembraneNorm(
+            bn.running_mean if keep else None,
+            bn.running_var if keep else None,
+            bn.weight,
+            bn.bias,
+            bn.eps,
+            [_count(bn) for _ in range(len(x))],
+            batch=bn.training or bn.running_mean is None,
+            carry=self.carry,
+            per=self.per,
+        )
 
     @property
     def _stat_shape(self) -> tuple[int, ...]:
@@ -220,6 +256,7 @@ class FoldedMembraneNorm(nn.Module):
         if len(shape) != h.ndim - 1 or any(n not in (1, m) for n, m in zip(shape, h.shape[1:], strict=True)):
             raise ShapeMismatchError(
                 f"the folded norm has thresholds of shape {list(shape)}, got [B, C, *] = {list(h.shape)}.",
+                where=located(self),
                 do="run it on inputs of the size it was patched for",
             )
 
@@ -259,7 +296,9 @@ class NormalisedMembrane(nn.Module):
             return functional.decide_normalised(norm, rule.threshold, rule.spike, carry=norm.carry)
         if self.training:
             raise FoldError(
-                "a folded neuron cannot be trained.", do="call model.eval(), or train before fold"
+                "a folded neuron cannot be trained.",
+                where=located(self),
+                do="call model.eval(), or train before fold",
             )
         folded = functional.decide_folded(norm.threshold, norm.sign, fires_at_equality=rule.fires_at_equality)
 

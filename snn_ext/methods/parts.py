@@ -16,9 +16,10 @@ from snn_ext.methods.conversion import LaterSlots, NormalisedInput, TemporalScal
 from snn_ext.methods.neurons import InitialPotential, initial_potential, potential_shape
 from snn_ext.methods.norms import NormalisedMembrane, membrane_batch_norm
 from snn_ext.methods.options import BNTT, IMP, MPBN, TEBN, Method, TimeNorm
+from snn_ext.methods.paths import forget_path, remember_path
 from snn_ext.methods.temporal import BatchNormThroughTime, TemporalEffectiveBatchNorm
 
-__all__ = ["Part", "Place", "attach", "detach", "new_part", "part_shapes"]
+__all__ = ["Part", "Place", "add_part", "attach", "detach", "new_part", "part_shapes"]
 
 Part = nn.Parameter | nn.Module
 
@@ -89,7 +90,7 @@ def part_shapes(option: Method, place: Place) -> list[tuple[int, ...]]:
 
 
 def attach(module: nn.Module, option: Method, part: Part, path: str) -> None:
-    """Attach a part to what an adapter's ``snn_ext_replace`` returned.
+    """Attach a part to what an adapter's ``snn_ext_replace`` returned; both remember where they are.
 
     Raises:
         AdapterError: the module lacks the mixin that the method needs.
@@ -102,12 +103,20 @@ def attach(module: nn.Module, option: Method, part: Part, path: str) -> None:
             why=f"snn_ext_replace must return a {needed.__name__} where {option.name} is asked for",
             do="report this to the authors of the adapter; the model is unchanged",
         )
+    remember_path(module, path)
     if isinstance(module, InitialPotential) and isinstance(option, IMP) and isinstance(part, nn.Parameter):
-        module.start_from(option, part, path)
+        module.start_from(option, part)
     elif isinstance(part, nn.Module):
-        module.add_module(option.name, part.train(module.training))
+        add_part(module, option.name, part, path)
         if isinstance(part, LaterSlots | TemporalScale) and isinstance(module, _BatchNorm):
             part.take_over(module)
+
+
+def add_part(module: nn.Module, name: str, part: nn.Module, path: str) -> None:
+    """Put a part, or what it was folded to, under its name into the module at `path`."""
+    module.add_module(name, part.train(module.training))
+    for own, child in part.named_modules(prefix=f"{path}.{name}".removeprefix(".")):
+        remember_path(child, own)
 
 
 def _mixin(option: Method, part: Part) -> type[nn.Module]:
@@ -120,6 +129,7 @@ def _mixin(option: Method, part: Part) -> type[nn.Module]:
 
 def detach(module: nn.Module) -> None:
     """Undo `attach`, as far as it got."""
+    forget_path(module)
     if isinstance(module, InitialPotential):
         module.stop_starting()
     for mixin, names in _CHILDREN.items():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from snn_ext.dynamics.description import Time
 from snn_ext.errors import OptionError, TimestepError
 from snn_ext.methods.norms import BatchNorm
+from snn_ext.methods.paths import located
 
 __all__ = [
     "BatchNormThroughTime",
@@ -26,7 +27,7 @@ __all__ = [
 Norm = Callable[[Tensor], Tensor]
 
 
-def at_step(t: int, made_for: int, where: str) -> None:
+def at_step(t: int, made_for: int, norm: nn.Module) -> None:
     """Refuse a step that a norm has no statistics for.
 
     Raises:
@@ -34,20 +35,21 @@ def at_step(t: int, made_for: int, where: str) -> None:
     """
     if t >= made_for:
         raise TimestepError(
-            f"step {t + 1} of a sequence, but {where} was made for {made_for} steps.",
-            where=where,
+            f"step {t + 1} of a sequence, but its norm was made for {made_for} steps.",
+            where=located(norm),
             why="the sequence is longer, or the reset between two sequences is missing",
             do="call snn_ext.reset(model) before every sequence, or patch with timesteps=<longest>",
         )
 
 
-def through_time(x: Tensor, norms: Sequence[Norm], where: str) -> Tensor:
-    """BNTT: y[t] = norm_t(x[t]) over [T, B, C, *], T at most the number of norms.
+def through_time(x: Tensor, norms: Sequence[Norm], whole: nn.Module) -> Tensor:
+    """BNTT: y[t] = norm_t(x[t]) over [T, B, C, *], T at most the number of norms; `whole` is what they are
+    the parts of.
 
     One batch norm per step: on the CPU that is as fast as one reshaped call over [B, T * C, *], which
     has to copy the input (measured 1.12-1.18 against 1.15-1.22 of a plain batch norm).
     """
-    at_step(len(x) - 1, len(norms), where)
+    at_step(len(x) - 1, len(norms), whole)
     return torch.stack([norm(x_t) for norm, x_t in zip(norms, x.unbind(0), strict=False)])
 
 
@@ -56,18 +58,18 @@ def scaled(y: Tensor, scale: Tensor) -> Tensor:
     return y * scale[: len(y)].view(-1, *[1] * (y.ndim - 1)).to(y.dtype)
 
 
-def check_exact(steps: int, made_for: int, *, training: bool, where: str) -> None:
+def check_exact(steps: int, made_for: int, norm: nn.Module, *, training: bool) -> None:
     """TEBN's joint statistics are those of whole sequences.
 
     Raises:
         TimestepError: more steps than made for, or fewer in training (one step included: a sequence
             of length 1 would otherwise be broadcast against the whole scale).
     """
-    at_step(steps - 1, made_for, where)
+    at_step(steps - 1, made_for, norm)
     if training and steps != made_for:
         raise TimestepError(
-            f"{where} was made for {made_for} steps and is trained with {steps}.",
-            where=where,
+            f"a norm was made for {made_for} steps and is trained with {steps}.",
+            where=located(norm),
             why="its statistics are taken over all steps together",
             do=f"train with sequences of {made_for} steps, or patch with timesteps={steps}",
         )
@@ -138,11 +140,11 @@ class BatchNormThroughTime(_OverTime):
 
     def sequence(self, x: Tensor) -> Tensor:
         """A whole sequence [T, B, C, *]."""
-        return through_time(x, list(self.slots), type(self).__name__)
+        return through_time(x, list(self.slots), self)
 
     def step(self, t: int, x: Tensor) -> Tensor:
         """One step [B, C, *] by its 0-based number."""
-        at_step(t, len(self.slots), type(self).__name__)
+        at_step(t, len(self.slots), self)
         return self.slots[t](x)  # type: ignore[no-any-return]
 
 
@@ -153,7 +155,7 @@ class TemporalEffectiveBatchNorm(_OverTime):
     space; p starts at 1 and scales beta too.
 
     Args:
-        timesteps: T. Training needs exactly T steps, inference at most T.
+        timesteps: T. Training (of `bn`: it may be frozen alone) needs exactly T steps, inference at most.
         num_features: C.
         stats: ``"joint"`` (the authors) or ``"step"``: every step normalised by its own statistics,
             another method, possible one call at a time.
@@ -184,25 +186,24 @@ class TemporalEffectiveBatchNorm(_OverTime):
 
     def sequence(self, x: Tensor) -> Tensor:
         """A whole sequence [T, B, C, *]."""
-        name = type(self).__name__
         if self.stats == "step":
-            return scaled(through_time(x, [self.bn] * len(self.scale), name), self.scale)
-        check_exact(len(x), len(self.scale), training=self.training, where=name)
+            return scaled(through_time(x, [self.bn] * len(self.scale), self), self.scale)
+        check_exact(len(x), len(self.scale), self, training=self.bn.training)
         return scaled(self.bn(x.flatten(0, 1)).view(x.shape), self.scale)
 
     def step(self, t: int, x: Tensor) -> Tensor:
         """One step [B, C, *] by its 0-based number."""
-        at_step(t, len(self.scale), type(self).__name__)
-        if self.training and self.stats == "joint":
-            raise joint_per_call(type(self).__name__)
+        at_step(t, len(self.scale), self)
+        if self.bn.training and self.stats == "joint":
+            raise joint_per_call(self)
         return self.bn(x) * self.scale[t].to(x.dtype)  # type: ignore[no-any-return]
 
 
-def joint_per_call(where: str) -> TimestepError:
+def joint_per_call(norm: nn.Module) -> TimestepError:
     """The error for TEBN trained one step at a time."""
     return TimestepError(
         "TEBN's joint statistics cannot be taken one step at a time.",
-        where=where,
+        where=located(norm),
         why="the first step would need the statistics of the last",
         do="pass whole sequences [T, B, ...], or patch with TEBN(stats='step')",
     )

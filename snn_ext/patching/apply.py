@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from snn_ext.dynamics.description import NormSpec
+from snn_ext import kernels
 from snn_ext.errors import AdapterError, FoldError, OptionError, SnnExtError
 from snn_ext.methods.clock import Clock, ClockedNorm
+from snn_ext.methods.fused import FusedNeuron
 from snn_ext.methods.parts import Part, attach, detach, new_part
+from snn_ext.methods.paths import remember_path
 from snn_ext.methods.swap import Swapped, restore_class
 from snn_ext.patching import plugins
 from snn_ext.patching.arguments import refuse_wrapped
@@ -27,10 +27,10 @@ from snn_ext.patching.record import (
     record_of,
     walk,
 )
-from snn_ext.patching.sites import Patterns, Site, scan
-from snn_ext.patching.table import Row, render
+from snn_ext.patching.sites import Patterns, Site
+from snn_ext.patching.stepper import device_of
 
-__all__ = ["Report", "patch", "plan", "report", "take_back_all", "unpatch"]
+__all__ = ["execute", "patch", "plan", "take_back_all", "unpatch"]
 
 
 def plan(
@@ -45,6 +45,7 @@ def plan(
     include: Patterns = "*",
     exclude: Patterns = (),
     where: Callable[[Site], bool] | None = None,
+    backend: str | None = None,
     **unknown: Any,
 ) -> Plan:
     """Decide what `patch` with the same arguments would do; the model is not changed.
@@ -60,6 +61,7 @@ def plan(
         include=include,
         exclude=exclude,
         where=where,
+        backend=backend,
     )
     return Plan(model, decisions, execute)
 
@@ -76,6 +78,7 @@ def patch(
     include: Patterns = "*",
     exclude: Patterns = (),
     where: Callable[[Site], bool] | None = None,
+    backend: str | None = None,
     **unknown: Any,
 ) -> nn.Module:
     """Put methods into the spiking neurons of an existing model, in place.
@@ -95,6 +98,9 @@ def patch(
             and the random generators are left as they were.
         include, exclude: globs on dotted paths, compiled patterns, or lists of these.
         where: predicate on sites, for what globs cannot say.
+        backend: what takes the neurons' steps: None for the fastest kernel that computes the same,
+            ``"host"``, ``"cupy"``, ``"torch"`` or ``"reference"`` for that one and no other, ``"framework"``
+            for the framework's own step. The plan shows it.
 
     Returns:
         The model: the same object, unless it is a site itself and its adapter returned another.
@@ -107,6 +113,7 @@ def patch(
         ShapeUnknownError, ShapeMismatchError: V0 cannot be sized, or not as asked.
         AlreadyPatchedError: a site has other options already.
         OptionError: an unknown keyword or a value that is no option.
+        BackendUnavailableError: the backend asked for cannot run here.
         AdapterError: an adapter is broken, or two claim one module.
 
         After any of them the model is unchanged.
@@ -122,6 +129,7 @@ def patch(
         include=include,
         exclude=exclude,
         where=where,
+        backend=backend,
         **unknown,
     ).apply()
 
@@ -174,8 +182,7 @@ def _parts(root: nn.Module, decision: Decision) -> dict[str, Part]:
 def _device_and_dtype(root: nn.Module, module: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Device of the site or else of the model; float32 unless the model is float64 (V0 is a master
     value: half precision models keep it in float32)."""
-    tensors = itertools.chain(module.parameters(), module.buffers(), root.parameters(), root.buffers())
-    device = next((t.device for t in tensors), torch.get_default_device())
+    device = device_of(module, root)
     floating = {p.dtype for p in root.parameters() if p.is_floating_point()}
     return device, torch.float64 if floating == {torch.float64} else torch.float32
 
@@ -200,11 +207,17 @@ def _replace(
             do=f"report this to the authors of the adapter {site.adapter!r}; the model is unchanged",
         )
     undo.append(lambda: _take_back(new))  # a new object may share attributes with the old one
+    if decision.keeps_time:  # perhaps without any part
+        remember_path(new, site.paths[0])
     for name, part in made.items():
         attach(new, decision.methods[name], part, site.paths[0])
+    if isinstance(new, FusedNeuron):
+        taken = decision.step.name not in ("", kernels.FRAMEWORK)
+        new.__dict__["_ext_backend"] = (decision.backend or "auto") if taken else None
     Record(
         adapter=site.adapter,
         methods=dict(decision.methods),
+        backend=decision.backend,
         features=decision.features,
         origin=decision.origin,
         added=tuple(made),
@@ -302,47 +315,3 @@ def take_back_all(model: nn.Module) -> nn.Module:
     expect_older_checkpoints(root, on=False)
     _tell_adapters(root, restored)
     return root
-
-
-@dataclass(frozen=True)
-class Report:
-    """What is patched in a model now: ``print(report)`` is a table, `to_dict` the same as data."""
-
-    model: str
-    rows: tuple[Row, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data: ``{"model": name, "sites": [one dict per row]}``."""
-        return {"model": self.model, "sites": [row.to_dict() for row in self.rows]}
-
-    def __str__(self) -> str:
-        return render(f"report for {self.model}", self.rows)
-
-
-def _sizes(module: nn.Module, record: Record | None) -> dict[str, int]:
-    names = record.methods if record is not None else ()
-    return {
-        name: sum(p.numel() for n, p in module.named_parameters() if n.partition(".")[0] == name)
-        for name in names
-    }
-
-
-def report(model: nn.Module) -> Report:
-    """What is patched in `model`, and which sites are not; works on wrapped models too."""
-    rows = []
-    patched = patched_modules(model)
-    replaced = {id(module): record for module, record in patched.values()}
-    for site in scan(model):
-        if isinstance(site.spec, NormSpec) and id(site.module) not in replaced:
-            continue
-        record = replaced.get(id(site.module))
-        if record is None:
-            decision = Decision(site, reason=site.spec.refusal("*") or "not patched")
-        else:
-            note = "folded, cannot be unpatched" if record.folded else ""
-            note = note or ("" if record.methods else "keeps time for a norm")
-            decision = Decision(
-                site, record.methods, record.features, record.origin, record.timesteps, omitted=note
-            )
-        rows.append(decision.row(_sizes(site.module, record)))
-    return Report(type(model).__name__, tuple(rows))

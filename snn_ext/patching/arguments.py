@@ -42,7 +42,7 @@ def parse_methods(given: Mapping[str, Any]) -> dict[str, list[tuple[Any, Method 
     return rules
 
 
-_KEYWORDS = ("timesteps", "example_input", "include", "exclude", "where")
+_KEYWORDS = ("timesteps", "example_input", "include", "exclude", "where", "backend")
 
 
 def _pattern(name: str, pattern: object) -> object:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from snn_ext.methods.options import METHODS, Method
 from snn_ext.patching.apply import execute, take_back_all
 from snn_ext.patching.arguments import refuse_wrapped
 from snn_ext.patching.decision import Decision, Plan
-from snn_ext.patching.fold import install_blanks
+from snn_ext.patching.fold import install_blanks, last_fold, remember_fold
+from snn_ext.patching.measured import FoldResult
 from snn_ext.patching.recipe import check_recipe
 from snn_ext.patching.record import framework_class, patched_modules
 from snn_ext.patching.sites import scan
+from snn_ext.patching.stepper import device_of, stepper
 
 __all__ = ["FORMAT", "load", "save"]
 
@@ -51,7 +54,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             do="save it with torch.save(model.state_dict(), path)",
         )
     tensors, aliases = _without_aliases(state)
-    config = {"format": FORMAT, "sites": _sites_config(model), "aliases": aliases}
+    result = last_fold(model)
+    fold = None if result is None else asdict(result)
+    config = {"format": FORMAT, "sites": _sites_config(model), "aliases": aliases, "fold": fold}
     target = Path(path)
     try:
         _write(target, serialize(tensors, metadata={_KEY: json.dumps(config)}))
@@ -158,6 +163,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         if fresh:
             take_back_all(model)
         raise
+    remember_fold(model, config["fold"])
     return model
 
 
@@ -180,6 +186,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             )
         check_recipe(config)
         tensors.update({alias: tensors[kept] for alias, kept in config["aliases"].items()})
+        fold = config.get("fold")
+        config["fold"] = None if fold is None else FoldResult(**fold)
     except CheckpointError:
         raise
     except FileNotFoundError as error:
@@ -213,17 +221,16 @@ def _decisions(model: nn.Module, sites: dict[str, Any], path: Path) -> tuple[Dec
                 do="upgrade snn-ext",
             ) from error
         features = entry["features"]
-        decisions.append(
-            Decision(
-                site,
-                methods,
-                tuple(features) if features else None,
-                entry["origin"],
-                entry.get("timesteps"),
-                keeps_time=bool(entry.get("keeps_time")),
-                clock=None if entry.get("clock") is None else here.get(entry["clock"]),
-            )
+        decision = Decision(
+            site,
+            methods,
+            tuple(features) if features else None,
+            entry["origin"],
+            entry.get("timesteps"),
+            keeps_time=bool(entry.get("keeps_time")),
+            clock=None if entry.get("clock") is None else here.get(entry["clock"]),
         )
+        decisions.append(replace(decision, step=stepper(site, decision.done, device_of(model), None)))
     return tuple(decisions)
 
 

@@ -12,9 +12,13 @@ from torch import nn
 from snn_ext.methods.options import Method
 from snn_ext.methods.parts import Place, part_shapes
 from snn_ext.patching.sites import Site
+from snn_ext.patching.stepper import NOBODY, Stepper
 from snn_ext.patching.table import Row, render
 
-__all__ = ["Decision", "Plan"]
+__all__ = ["ALREADY", "Decision", "Plan"]
+
+ALREADY = "already patched"
+"""Reason of a decision that changes nothing because the site is as asked."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Decision:
         omitted: why some of the methods asked for are not among `methods`.
         keeps_time: this neuron tells a norm before it which step it is.
         clock: the neuron that tells this norm.
+        backend: what the user wants the neurons' steps to be taken by; None for the best.
+        step: what will take them.
     """
 
     site: Site
@@ -42,6 +48,14 @@ class Decision:
     omitted: str = ""
     keeps_time: bool = False
     clock: Site | None = None
+    backend: str | None = None
+    step: Stepper = NOBODY
+
+    @property
+    def done(self) -> tuple[str, ...]:
+        """What is, or will be, in the site: methods, and "clock" for keeping time."""
+        waits = self.reason and self.reason != ALREADY
+        return () if waits else (*self.methods, *(("clock",) if self.keeps_time else ()))
 
     @property
     def place(self) -> Place:
@@ -63,6 +77,8 @@ class Decision:
             origin=self.origin,
             methods=tuple(self.methods),
             parameters=parameters,
+            step=self.step.name,
+            step_note=self.step.reason,
             note="keeps time for a norm" if self.keeps_time and not self.methods else note,
         )
 

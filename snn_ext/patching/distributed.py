@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from snn_ext.dynamics.description import Time
 from snn_ext.methods.conversion import TimedNorm
 from snn_ext.methods.norms import BatchNorm, SynchronisedNorm
+from snn_ext.methods.paths import remember_path
 from snn_ext.methods.swap import swap_class
 from snn_ext.methods.sync import SYNC
 from snn_ext.patching.arguments import refuse_wrapped
@@ -31,10 +32,11 @@ def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
     """
     refuse_wrapped(model)
     times = {id(site.module): site.spec.time for site in scan(model)}
-    for module in model.modules():
+    for path, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             if not isinstance(module, BatchNorm | TimedNorm | SynchronisedNorm):
                 swap_class(module, SynchronisedNorm)
+                remember_path(module, path)
                 module.__dict__["_ext_leading"] = times.get(id(module)) is Time.LEADING
             module.__dict__[SYNC] = True
     return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,37 +11,19 @@ from torch import Tensor, nn
 
 from snn_ext.dynamics.description import NeuronSpec
 from snn_ext.errors import FoldError, SnnExtError
+from snn_ext.methods.conversion import NormalisedInput
 from snn_ext.methods.folding import blank_time_fold, fold_time
 from snn_ext.methods.norms import NormalisedMembrane
 from snn_ext.methods.options import BNTT, MPBN, TEBN
+from snn_ext.methods.parts import add_part
 from snn_ext.patching.arguments import refuse_wrapped
+from snn_ext.patching.measured import FoldResult
 from snn_ext.patching.record import Record, patched_modules
 from snn_ext.patching.sequence import reset, tensors_in
 from snn_ext.patching.shapes import follows_weights, run, untouched
 from snn_ext.patching.sites import scan
 
-__all__ = ["FoldResult", "fold", "install_blanks"]
-
-
-@dataclass(frozen=True)
-class FoldResult:
-    """What `fold` measured on its example input.
-
-    Attributes:
-        sites: number of folded sites.
-        output_difference: largest absolute difference of the model's output.
-        spike_mismatch: share of the neurons' outputs that differ.
-    """
-
-    sites: int
-    output_difference: float
-    spike_mismatch: float
-
-    def __str__(self) -> str:
-        return (
-            f"folded {self.sites} sites: largest output difference {self.output_difference:.3g},"
-            f" spike mismatch {self.spike_mismatch:.3g}"
-        )
+__all__ = ["fold", "install_blanks", "last_fold", "remember_fold"]
 
 
 def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
@@ -49,13 +31,14 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
 
     MPBN becomes a threshold and a comparison sign per channel or element: exact up to rounding of the
     threshold, for gamma of either sign, gamma = 0 and every reset (a soft reset goes on subtracting the
-    neuron's own threshold). BNTT and TEBN become an affine per step of the layer before, where that is a
-    convolution or a linear layer; elsewhere they stay.
+    neuron's own threshold). BNTT and TEBN at neurons become an affine per step of the neuron's input, and
+    at norms one of the layer before, where that is a convolution or a linear layer; elsewhere they stay.
 
     Args:
         model: patched with ``mpbn``, ``bntt`` or ``tebn``, in eval mode.
         example_input: what you would pass to ``model(...)``; if given, the model runs before and
-            after from fresh states, and the largest differences are printed.
+            after from fresh states, and the largest differences are printed and kept: the `FoldResult`
+            ``snn_ext.report(model).fold``.
 
     Returns:
         The model.
@@ -76,10 +59,25 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
     found = patched_modules(model)
     before = _observe(model, example_input) if example_input is not None else None
     for path, parts in folded.items():
-        _install(*found[path], parts)
+        _install(path, *found[path], parts)
+    result = None
     if before is not None:
-        print(_compare(len(folded), before, _observe(model, example_input)))
+        result = _compare(len(folded), before, _observe(model, example_input))
+        print(result)
+    remember_fold(model, result)
     return model
+
+
+def remember_fold(model: nn.Module, result: FoldResult | None) -> None:
+    """Keep the result of the last fold, with everything that is folded."""
+    for module, record in patched_modules(model).values():
+        if record.folded:
+            replace(record, measured=result).attach(module)
+
+
+def last_fold(model: nn.Module) -> FoldResult | None:
+    """The result of the last fold, if it was measured."""
+    return next((record.measured for _, record in patched_modules(model).values() if record.folded), None)
 
 
 def install_blanks(model: nn.Module, paths: Mapping[str, Iterable[str]]) -> None:
@@ -92,7 +90,7 @@ def install_blanks(model: nn.Module, paths: Mapping[str, Iterable[str]]) -> None
             else:
                 parts[name] = blank_time_fold(module, record.timesteps or 1)
         if parts:
-            _install(module, record, parts)
+            _install(path, module, record, parts)
 
 
 def _open_sites(model: nn.Module) -> dict[str, nn.Module]:
@@ -106,16 +104,16 @@ def _folded(model: nn.Module, path: str, module: nn.Module) -> dict[str, nn.Modu
         if isinstance(module, NormalisedMembrane):
             parts[MPBN.name] = module.folded()
         over_time = [name for name in (BNTT.name, TEBN.name) if name in module._modules]
-        if over_time and follows_weights(model, path):
+        if over_time and (isinstance(module, NormalisedInput) or follows_weights(model, path)):
             parts[over_time[0]] = fold_time(module)
     except SnnExtError as error:
         raise FoldError(error.what, where=path or "(root)", why=error.why, do=error.do) from None
     return parts
 
 
-def _install(module: nn.Module, record: Record, parts: Mapping[str, nn.Module]) -> None:
+def _install(path: str, module: nn.Module, record: Record, parts: Mapping[str, nn.Module]) -> None:
     for name, part in parts.items():
-        module._modules[name] = part.train(module.training)
+        add_part(module, name, part, path)
     replace(record, folded=tuple(parts)).attach(module)
 
 

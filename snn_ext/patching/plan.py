@@ -23,9 +23,10 @@ from snn_ext.methods.options import BNTT, TEBN, Method, TimeNorm
 from snn_ext.methods.parts import Place, part_shapes
 from snn_ext.patching import plugins, shapes
 from snn_ext.patching.arguments import parse_methods, parse_timesteps, refuse_wrapped
-from snn_ext.patching.decision import Decision
+from snn_ext.patching.decision import ALREADY, Decision
 from snn_ext.patching.record import record_of
 from snn_ext.patching.sites import Patterns, Selection, Site, Wish, scan
+from snn_ext.patching.stepper import device_of, parse_backend, stepper
 
 __all__ = ["decide"]
 
@@ -37,6 +38,7 @@ class _Context:
     model: nn.Module
     traced: Mapping[int, list[torch.Tensor]] | None
     timesteps: int | None
+    backend: str | None
 
     def inputs(self, site: Site) -> list[torch.Tensor]:
         return (self.traced or {}).get(id(site.module), [])
@@ -51,6 +53,7 @@ def decide(
     include: Patterns = "*",
     exclude: Patterns = (),
     where: Callable[[Site], bool] | None = None,
+    backend: str | None = None,
 ) -> tuple[Decision, ...]:
     """One decision per site; arguments as for `snn_ext.patch`, raises what that raises."""
     refuse_wrapped(model)
@@ -65,12 +68,15 @@ def decide(
         traced = shapes.trace(model, example_input, sites)
     if given_steps and any(isinstance(w.option, TimeNorm) for ws in wishes.values() for w in ws.values()):
         _check_steps(given_steps, shapes.longest(sites, traced))
-    context = _Context(model, traced, given_steps or shapes.timesteps(sites, traced))
+    steps = given_steps or shapes.timesteps(sites, traced)
+    context = _Context(model, traced, steps, parse_backend(backend))
     named = {key for key, wanted in wishes.items() if any(wish.named for wish in wanted.values())}
     decisions = _with_clocks(context, [_decide_site(context, s, wishes[id(s)]) for s in sites], named)
     if not any(d.methods for d in decisions):
         raise _nothing(model, rules, decisions)
-    return decisions
+    device = device_of(model)
+    asked = context.backend
+    return tuple(replace(d, backend=asked, step=stepper(d.site, d.done, device, asked)) for d in decisions)
 
 
 def _is_open(site: Site, wishes: Mapping[str, Wish]) -> bool:
@@ -118,9 +124,7 @@ def _decide_site(context: _Context, site: Site, wishes: Mapping[str, Wish]) -> D
                 why=f"it has {list(record.methods.values())}, asked for {list(possible.values())}",
                 do="snn_ext.unpatch(model) first, or leave this site out with exclude=...",
             )
-        return Decision(
-            site, possible, record.features, record.origin, record.timesteps, reason="already patched"
-        )
+        return Decision(site, possible, record.features, record.origin, record.timesteps, reason=ALREADY)
     named = any(wish.named for wish in wishes.values())
     if context.traced is not None and not context.inputs(site) and not named:
         return Decision(site, reason="never called with example_input")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from snn_ext.errors import CheckpointError
 from snn_ext.methods.options import Method
 from snn_ext.methods.swap import original_class
+from snn_ext.patching.measured import FoldResult
 
 __all__ = ["Record", "expect_older_checkpoints", "framework_class", "patched_modules", "record_of", "walk"]
 
@@ -33,6 +34,8 @@ class Record:
         keeps_time: this neuron tells a norm before it which step it is.
         clock: path of the neuron that tells this norm.
         folded: names of the methods folded for inference; there is no way back.
+        measured: what the last fold of the model changed, where that was measured.
+        backend: what the user wants its steps to be taken by; None for the best.
     """
 
     adapter: str
@@ -45,6 +48,8 @@ class Record:
     keeps_time: bool = False
     clock: str | None = None
     folded: tuple[str, ...] = ()
+    measured: FoldResult | None = None
+    backend: str | None = None
 
     def attach(self, module: nn.Module) -> None:
         # Through __dict__, so that a framework's own __setattr__ is not involved; `original` sits in
@@ -118,27 +123,30 @@ def _fill_missing(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
     loaded = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
     loaded |= {_unwrapped(key) for key in loaded}
     missing = [key for key in new if key not in loaded]
+    needed = [key for key in missing if not _is_count(key)]
     # What the module above filled in is the very tensor of the model, not one of the checkpoint.
     given = {key for key in loaded if state_dict.get(prefix + key) is not new.get(key, module)}
     torn = [
         key
         for old, added in keys
         for key in old
-        if key not in loaded and not given.isdisjoint([*old, *added])
+        if key not in loaded and not _is_count(key) and not given.isdisjoint([*old, *added])
     ]
-    if torn or 0 < len(missing) < len(new):
-        lacking = torn or missing
+    if torn or (needed and len(missing) < len(new)):
+        lacking, kind = torn or needed, framework_class(module).__name__
         raise CheckpointError(
-            f"the checkpoint lacks {len(lacking)} keys of the patched sites of {type(module).__name__}.",
+            f"the checkpoint lacks {len(lacking)} keys of the patched sites of {kind}.",
             where=_some(prefix + key for key in lacking),
             why="it is incomplete, or was saved from a model patched otherwise; a checkpoint from"
             " before the patch has all of the old keys and none of the new ones",
             do="patch the model as it was when the checkpoint was saved (snn_ext.load does so), load,"
             " then patch the rest",
         )
-    if missing:
+    if needed:
         sources = {key: source for _, added in keys for key, (_, source) in added.items()}
         taken = {key: sources[key] for key in missing if sources[key] in loaded}
+        # a count that the batch norm's own state lacks is torch's to fill in, in all slots alike
+        missing = [key for key in missing if key in taken or not (_is_count(key) and sources[key])]
         for key in missing:
             own = new[key]
             # a clone: with assign=True the tensors themselves are taken, and slots must not share them
@@ -176,6 +184,12 @@ def _site_keys(module: nn.Module) -> list[tuple[list[str], dict[str, tuple[Tenso
                 everything.extend(outer)
         result.append((everything, new))
     return result
+
+
+def _is_count(key: str) -> bool:
+    """Whether torch's batch norms fill this key in themselves, where a checkpoint has no version (a plain
+    dict, converted weights); elsewhere they report it as missing."""
+    return key.rpartition(".")[2] == "num_batches_tracked"
 
 
 def _unwrapped(key: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from snn_ext.errors import TimestepError
 from snn_ext.methods.neurons import SpikingNeuron
+from snn_ext.methods.paths import located
 from snn_ext.methods.temporal import BatchNormThroughTime, TemporalEffectiveBatchNorm
 from snn_ext.patching import plugins
 
@@ -79,17 +80,17 @@ def is_carried(state: Tensor) -> bool:
     return _marked(state, _STEPS) is not None
 
 
-def steps_behind(state: Tensor, where: str) -> int:
+def steps_behind(state: Tensor, neuron: nn.Module) -> int:
     """For adapters: steps done in the sequence this membrane belongs to, 0 at a start.
 
     Raises:
-        TimestepError: it goes on, but nobody said from which step; `where` is for the message.
+        TimestepError: it goes on, but nobody said from which step; `neuron` is for the message.
     """
     steps = _marked(state, _STEPS)
     if steps == _UNCOUNTED:
         raise TimestepError(
             "the membrane was marked as carried over, but not from which step.",
-            where=where,
+            where=located(neuron),
             do="snn_ext.carried(new_mem, of=mem)",
         )
     return int(steps or 0)

@@ -573,10 +573,11 @@ def test_no_spike_of_a_network_differs() -> None:
     tally = Tally()
 
     @settings(max_examples=EXAMPLES, deadline=None, database=None)
-    @given(r=st.randoms(use_true_random=False))
+    @given(r=st.randoms(use_true_random=True))  # else most of the examples are others again
     def check(r: random.Random) -> None:
         snn.SpikingNeuron.instances.clear()
         net, x = random_net(r)
+        tally.tried(x)
         before = Recorder(net, x)
         snn_ext.fold(net)
         after = Recorder(net, x)
@@ -586,7 +587,7 @@ def test_no_spike_of_a_network_differs() -> None:
             assert tally.compare(s, f, torch.full_like(s, before.near, dtype=torch.bool)) == 0
 
     check()
-    tally.check_worth(2 * EXAMPLES, left_out=0.05)
+    tally.check_worth(EXAMPLES, left_out=0.05)
 
 
 def test_the_network_test_sees_a_fold_without_signs() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import snn_ext
 from snn_ext import IMP, MPBN, FoldError, OptionError, ShapeMismatchError, UnsupportedSiteError
+from snn_ext.kernels import use_backend
 from snn_ext.norms import FoldedMembraneNorm, MembraneBatchNorm
 from tests.property.test_fold import Tally, rounding_bound
 from tests.unit.test_mpbn import (
@@ -310,13 +311,20 @@ def both(nodes: tuple[Any, Any], x: Tensor, training: bool) -> list[tuple[Tensor
 @pytest.mark.parametrize("mode", ["s", "m"])
 @pytest.mark.parametrize("shape", [(5,), (3, 2, 2)])
 @pytest.mark.parametrize("v_reset", [0.0, None])
-def test_it_equals_mpbnlifnode_bit_for_bit(mode: str, shape: tuple[int, ...], v_reset: float | None) -> None:
-    """Its default neuron (tau = 2, plain input), whose charge rounds in one way only."""
+@pytest.mark.parametrize("step", ["framework", "auto"])
+def test_it_equals_mpbnlifnode_bit_for_bit(
+    mode: str, shape: tuple[int, ...], v_reset: float | None, step: str
+) -> None:
+    """Its default neuron (tau = 2, plain input), whose charge rounds in one way only. One function over
+    all steps adds gradients in another order."""
     nodes = pair(mode, shape, v_reset=v_reset)
     for iteration in range(4):
         training = iteration < 3
-        theirs, ours = both(nodes, torch.randn(5, 4, *shape) * 2, training)
-        assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
+        with use_backend(step):
+            theirs, ours = both(nodes, torch.randn(5, 4, *shape) * 2, training)
+        assert all(torch.equal(a, b) for a, b in zip(theirs[:2], ours[:2], strict=True))
+        for a, b in zip(theirs[2:], ours[2:], strict=True):
+            assert torch.equal(a, b) if step == "framework" else torch.allclose(a, b, rtol=1e-4, atol=1e-5)
         assert 0.05 < ours[0].mean() < 0.95
         for a, b in zip(nodes[0].vbn.buffers(), nodes[1].mpbn.bn.buffers(), strict=True):
             assert torch.equal(a, b)
@@ -455,9 +463,10 @@ def test_no_spike_of_a_network_differs() -> None:
     tally = Tally()
 
     @settings(max_examples=EXAMPLES, deadline=None, database=None)
-    @given(r=st.randoms(use_true_random=False))
+    @given(r=st.randoms(use_true_random=True))  # else most of the examples are others again
     def check(r: random.Random) -> None:
         net, x = random_net(r)
+        tally.tried(x)
         before = Recorder(net, x)
         snn_ext.fold(net)
         after = Recorder(net, x)
@@ -466,7 +475,7 @@ def test_no_spike_of_a_network_differs() -> None:
             assert tally.compare(s, f, torch.full_like(s, before.near, dtype=torch.bool)) == 0
 
     check()
-    tally.check_worth(2 * EXAMPLES, left_out=0.05)
+    tally.check_worth(EXAMPLES, left_out=0.05)
 
 
 def test_the_network_test_sees_a_fold_without_signs() -> None:

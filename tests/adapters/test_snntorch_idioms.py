@@ -427,6 +427,7 @@ def _caught(name: str) -> bool:
 ONLY_STARTS = {"one step nets", "masked and not declared"}
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.parametrize("name", IDIOMS)
 def test_wrong_twins_are_caught_by_every_idiom(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neurons.IMP, "mem_reset", _never_adds)

@@ -60,6 +60,7 @@ def _differences(before: list[Tensor], after: list[Tensor]) -> int:
     return sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", CASES)
 def test_rest_and_zero_leave_outputs_states_and_gradients_equal(name: str, train: bool) -> None:
@@ -78,6 +79,7 @@ def test_wrong_twin_a_small_v0_is_seen_in_every_net(name: str) -> None:
     assert _differences(before, after) > 0
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.parametrize("name", ["T5-init_leaky", "T6s"])
 def test_wrong_twin_a_mixin_that_sets_the_membrane_at_every_step_is_seen(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -94,6 +96,7 @@ def test_wrong_twin_a_mixin_that_sets_the_membrane_at_every_step_is_seen(
     assert _differences(before, after) > 0
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.parametrize("shape", ["neuron", "channel", "layer"])
 def test_neutral_in_every_shape(shape: str) -> None:
     before, _ = _history(CASES["T6s"], None, train=True)

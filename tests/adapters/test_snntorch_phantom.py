@@ -137,6 +137,7 @@ def _never_resets_at_all(self: Any, mem: Tensor) -> Tensor:
     return torch.zeros_like(reset)
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.parametrize("wrong", [_adds_before_the_reset, _never_resets_at_all])
 @pytest.mark.parametrize("reset", ["subtract", "zero"])
 @pytest.mark.parametrize("kind", [k for k in NEURONS if k != "Lapicque"])

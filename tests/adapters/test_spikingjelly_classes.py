@@ -68,6 +68,7 @@ def test_every_class_of_the_framework_is_judged() -> None:
     assert len(CLASSES) >= 45  # the search itself must not silently find less
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.parametrize(("cls", "mode"), TAKING)
 def test_neutral_start_changes_nothing(cls: type[nn.Module], mode: str) -> None:
     plain = make_neuron(cls, mode)

@@ -48,6 +48,7 @@ def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.usefixtures("_fresh_dynamo")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("shape", ["neuron", "channel", "layer"])
@@ -67,6 +68,7 @@ def test_compiled_without_graph_breaks(backend: str, shape: str) -> None:
     _assert_same_gradients(twin, net)
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.usefixtures("_fresh_dynamo")
 @pytest.mark.parametrize(
     "make",

@@ -145,6 +145,7 @@ def _compare(plain: nn.Module, x: Tensor, option: snn_ext.IMP) -> nn.Module:
     return patched
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo_in_multi_step_mode(name: str) -> None:
     case = ZOO[name]
@@ -162,6 +163,7 @@ def test_zoo_in_multi_step_mode(name: str) -> None:
     assert all(g is not None and bool(g.any()) for g in v0_grads.values())
 
 
+@pytest.mark.usefixtures("framework_step")
 def test_zoo_in_a_hand_written_loop() -> None:
     case = ZOO["sew_resnet18"]
     x = torch.rand(TIMESTEPS, 2, *case.shape) * case.scale
@@ -172,6 +174,7 @@ def test_zoo_in_a_hand_written_loop() -> None:
     assert all(bool(g.any()) for g in gradients(patched, of_methods=True).values())
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.parametrize("shape", ["neuron", "channel", "layer", (1, 1, 1)])
 @pytest.mark.parametrize("reset", [0.0, 0.3, None])
 @pytest.mark.parametrize("mode", ["s", "m"])

@@ -52,6 +52,7 @@ def _assert_same_gradients(a: nn.Module, b: nn.Module) -> None:
 # --- functional forward -----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.parametrize("built", ["before", "after"])
 @pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
 def test_functional_forward_starts_from_v0(built: str, nested: bool) -> None:
@@ -90,6 +91,7 @@ def test_functional_forward_carries_states_without_v0() -> None:
 # --- activation checkpointing ------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.parametrize("order", ["patch, wrap", "wrap, patch"])
 @pytest.mark.parametrize("whole", [True, False], ids=["block with buffers", "single neuron"])
 def test_checkpointed_modules(order: str, whole: bool) -> None:
@@ -128,6 +130,7 @@ def test_checkpointed_modules(order: str, whole: bool) -> None:
     assert all(node.imp.grad.any() for node in neurons_of(net))
 
 
+@pytest.mark.usefixtures("framework_step")
 @pytest.mark.parametrize("example", [True, False], ids=["traced", "layer"])
 @pytest.mark.parametrize("order", ["patch, optimise", "optimise, patch"])
 def test_the_memory_optimiser(order: str, example: bool) -> None:
@@ -150,6 +153,7 @@ def test_the_memory_optimiser(order: str, example: bool) -> None:
     _assert_same_gradients(plain, net)
 
 
+@pytest.mark.usefixtures("framework_step")
 def test_a_compressed_checkpoint_keeps_the_gradient() -> None:
     node = neuron.LIFNode(step_mode="m")
     x = torch.rand(TIMESTEPS, 2, 5).round()
@@ -162,6 +166,7 @@ def test_a_compressed_checkpoint_keeps_the_gradient() -> None:
     assert torch.equal(wrapped._checkpoint_wrapped_module.imp.grad, node.imp.grad)
 
 
+@pytest.mark.usefixtures("framework_step")
 def test_a_sequence_checkpointed_in_chunks_starts_once() -> None:
     node = neuron.LIFNode(step_mode="m")
     x = torch.rand(TIMESTEPS, 2, 5) * 2

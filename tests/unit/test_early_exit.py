@@ -554,14 +554,14 @@ def test_marks_of_a_carried_membrane_go_with_it() -> None:
     fired = torch.tensor([[1.0, 0], [0, 1], [1, 1], [0, 0]])
     mark_output(module.mem, 3, fired)
     states.keep(torch.tensor([2, 3]), 4)
-    assert steps_behind(module.mem, "here") == 3
+    assert steps_behind(module.mem, module) == 3
     assert torch.equal(fired_by(module.mem), fired[2:])
     assert not is_carried(module.plain)
     carried(module.plain)
     states.keep(torch.tensor([1]), 2)
     assert is_carried(module.plain)
     with pytest.raises(TimestepError, match="from which step"):
-        steps_behind(module.plain, "here")
+        steps_behind(module.plain, module)
 
 
 def test_tensors_without_a_version_are_taken_along() -> None:

@@ -157,6 +157,7 @@ class Step:
         torch.testing.assert_close(self.mean, other.mean, **close)
         torch.testing.assert_close(self.var, other.var, **close)
         assert self.gradients.keys() == other.gradients.keys()
+        assert {"x", "v0", "gamma", "beta"} <= self.gradients.keys()
         for name, gradient in self.gradients.items():
             assert bool((gradient != 0).any()), name
             torch.testing.assert_close(gradient, other.gradients[name], **close, msg=name)

@@ -365,6 +365,22 @@ def test_joint_statistics_do_not_exist_per_call() -> None:
     assert torch.isfinite(module.eval()(torch.randn(5, C))).all()
 
 
+def test_the_mode_of_the_norm_itself_decides() -> None:
+    """Frozen alone, as fine-tuning does it: nothing is trained over all steps."""
+    module = trained(TemporalEffectiveBatchNorm(T, C))
+    x = data(SHAPES["maps"], 1)[0].float()
+    whole, before = module(x), copy.deepcopy(module.state_dict())
+    module.train().bn.eval()
+    assert torch.equal(module(x[:2]), whole[:2])
+    assert torch.equal(torch.stack([module.step(t, x[t]) for t in range(T)]), whole)
+    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
+    module.eval().bn.train()
+    with pytest.raises(TimestepError, match="is trained with 2"):
+        module(x[:2])
+    with pytest.raises(TimestepError, match=r"TEBN\(stats='step'\)"):
+        module.step(0, x[0])
+
+
 @pytest.mark.parametrize("kind", [BatchNormThroughTime, TemporalEffectiveBatchNorm])
 def test_time_in_the_batch_is_refused(kind: type[nn.Module]) -> None:
     with pytest.raises(OptionError, match="merged into the batch"):

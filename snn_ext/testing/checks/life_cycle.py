@@ -10,9 +10,10 @@ import torch
 
 from snn_ext.errors import AlreadyPatchedError
 from snn_ext.methods.options import IMP
-from snn_ext.patching.apply import plan, report, unpatch
+from snn_ext.patching.apply import plan, unpatch
 from snn_ext.patching.checkpoints import load, save
 from snn_ext.patching.record import patched_modules
+from snn_ext.patching.report import report
 from snn_ext.testing.case import Case
 from snn_ext.testing.check import check, expect, expect_equal, need
 from snn_ext.testing.models import (
