@@ -74,9 +74,8 @@ def test_the_core_works_with_neither_framework() -> None:
     # the broken adapters are of the toy framework, and the longest test by far
     broken = "--ignore=tests/unit/test_broken_adapters.py"
     tests = ["tests/unit", "tests/property", "tests/golden", broken]
-    code = (
-        f"{BLOCK}\nimport pytest\nsys.exit(pytest.main({['-q', '-x', '-p', 'no:cacheprovider', *tests]!r}))"
-    )
+    few = "import os, pytest\nos.environ['SNN_EXT_EXAMPLES'] = '50'"
+    code = f"{BLOCK}\n{few}\nsys.exit(pytest.main({['-q', '-x', '-p', 'no:cacheprovider', *tests]!r}))"
     result = run(code)
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout
