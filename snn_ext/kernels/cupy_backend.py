@@ -46,6 +46,7 @@ class Cupy:
     """Compiled kernels, two per specialisation and device."""
 
     name = "cupy"
+    tile = 0
 
     def __init__(self) -> None:
         self._kernels: dict[tuple[Spec, int, str, int], Any] = {}

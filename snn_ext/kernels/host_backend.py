@@ -26,6 +26,7 @@ class Host:
     """Loaded libraries, one per specialisation."""
 
     name = "host"
+    tile = 1024  # LANES of src/lanes.cuh
 
     def __init__(self) -> None:
         self._entries: dict[tuple[Spec, str], _Entry] = {}

@@ -51,6 +51,7 @@ class Emulated:
     """The CUDA kernels, run by fake threads on the CPU."""
 
     name = "emulated"
+    tile = 0
 
     def __init__(self, lanes: int | None = None, sources: Path = build.SOURCES) -> None:
         self.lanes, self.sources = lanes, sources
