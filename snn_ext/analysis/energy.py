@@ -21,7 +21,7 @@ from snn_ext.methods.neurons import InitialPotential
 from snn_ext.patching import plugins
 from snn_ext.patching.arguments import refuse_wrapped
 from snn_ext.patching.sequence import reset
-from snn_ext.patching.shapes import untouched
+from snn_ext.patching.shapes import refuse_lazy, untouched
 from snn_ext.patching.sites import Site, scan
 
 __all__ = ["Energy", "LayerEnergy", "energy"]
@@ -58,6 +58,7 @@ def energy(
     Raises:
         OptionError: an unknown convention; x is no tensor of samples, or has no values.
         NothingMatchedError: the model multiplies nothing.
+        ShapeUnknownError: a model with lazy modules.
         UnsupportedSiteError: a compiled, scripted or wrapped model.
 
     Source: Horowitz, ISSCC 2014 (pJ); Zhou et al., Spikformer, ICLR 2023 ("spikformer"); Chen et al.,
@@ -88,6 +89,7 @@ def energy(
 
 def _check(model: nn.Module, x: Tensor, convention: Convention) -> None:
     refuse_wrapped(model)
+    refuse_lazy(model)
     if convention not in get_args(Convention):
         raise OptionError(
             f"convention={convention!r} is not a convention.",

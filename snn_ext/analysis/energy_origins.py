@@ -46,6 +46,7 @@ class Origins:
         self._whole: dict[int, _Origin] = {}
         for (memory, _), origin in reversed(self._known.items()):
             self._whole[memory] = origin
+        self._own = set(self._whole)
 
     def _know(self, tensor: Tensor | None, origin: _Origin) -> None:
         place = None if tensor is None else _place(tensor)
@@ -76,18 +77,17 @@ class Origins:
         return origin.layer if origin is not None and origin.kind in kinds else None
 
     def constant(self, *values: Any) -> bool:
-        """Whether all tensors in there are weights (and buffers), so that nothing depends on an input."""
-        origin = _common([self._of(t) for t in tensors_in(values)], moves=False)
-        return origin is not None
+        """Whether all tensors in there are weights and buffers, so that nothing depends on an input."""
+        return _common([self._of(t) for t in tensors_in(values)], moves=False) is not None
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """After an operation: what its outputs are."""
-        if func._schema.is_mutable:
-            self._forget(func, args, kwargs)
         given = [self._of(t) for t in tensors_in((args, kwargs))]
         origin = _common(given, moves=func._overloadpacket in _MOVES)
         if origin is not None:
             self._set(out, origin)
+        elif func._schema.is_mutable:
+            self._forget(func, args, kwargs)
 
     def mark_product(self, out: Any, layer: str) -> None:
         """`out` came out of the layer of this name."""
@@ -97,15 +97,21 @@ class Origins:
         for tensor in tensors_in(out):
             place = _place(tensor)
             # never on the model's own memory: nothing may stay behind
-            if place is not None and place[0] not in self._whole:
+            if place is not None and place[0] not in self._own:
                 setattr(tensor.untyped_storage(), _MARK, origin)
 
     def _forget(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What is written into is no longer what it was, a buffer that keeps a state for example."""
         for i, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                for tensor in tensors_in(args[i] if i < len(args) else kwargs.get(argument.name)):
-                    if _place(tensor) is not None and hasattr(memory := tensor.untyped_storage(), _MARK):
-                        delattr(memory, _MARK)
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            for tensor in tensors_in(args[i] if i < len(args) else kwargs.get(argument.name)):
+                place = _place(tensor)
+                if place is not None and hasattr(memory := tensor.untyped_storage(), _MARK):
+                    delattr(memory, _MARK)
+                if place in self._known:
+                    del self._known[place]
+                    self._whole.pop(place[0], None)
 
 
 def _layer_name(path: str, parameter: str) -> str:
@@ -119,8 +125,8 @@ def _layer_name(path: str, parameter: str) -> str:
 
 def _common(given: list[_Origin | None], *, moves: bool) -> _Origin | None:
     kinds = {None if origin is None else origin.kind for origin in given}
-    if "weight" in kinds and kinds <= {"weight", "buffer"}:
-        return next(origin for origin in given if origin is not None and origin.kind == "weight")
+    if kinds and kinds <= {"weight", "buffer"}:
+        return next((origin for origin in given if origin and origin.kind == "weight"), given[0])
     if moves and kinds == {"product"} and len(set(given)) == 1:
         return given[0]
     return None
