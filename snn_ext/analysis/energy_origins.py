@@ -15,7 +15,7 @@ __all__ = ["Origins"]
 
 _MARK = "_snn_ext_origin"
 _aten = torch.ops.aten
-_MOVES = {_aten.clone, _aten._to_copy, _aten.stack, _aten.cat, _aten.constant_pad_nd}
+_MOVES = {_aten.clone, _aten._to_copy, _aten.stack, _aten.cat}
 """Operations that move values and change none."""
 
 

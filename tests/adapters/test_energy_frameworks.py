@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import snntorch as snn
 import torch
+from spikingjelly.activation_based import op_counter
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -273,6 +274,32 @@ def test_spikformer_with_its_attention() -> None:
     dense = sum(found.flops for found in report.layers if found.kind != "norm")
     assert dense * T * B == counter.get_total_flops() // 2
     assert not any("NOT counted" in note for note in report.notes)
+
+
+def test_where_spikingjellys_counters_agree_and_where_not() -> None:
+    def theirs(net: nn.Module, x: Tensor) -> tuple[int, int]:
+        counters = [op_counter.MACCounter(), op_counter.SynOpCounter()]
+        with op_counter.DispatchCounterMode(counters), torch.no_grad():
+            net(x)
+        macs, sops = (counter.get_total() for counter in counters)
+        return macs, sops
+
+    def ours(net: nn.Module, x: Tensor) -> tuple[float, float]:
+        report = energy(net, x, "strict")
+        return report.macs * report.batch, report.sops * report.batch
+
+    spikes = (torch.rand(5, 6) < 0.4).float()
+    linear = nn.Linear(6, 3)
+    for x in (spikes, spikes / 2, spikes * 2):
+        assert ours(linear, x) == pytest.approx(theirs(linear, x))
+    images = (torch.rand(4, 2, 5, 5) < 0.3).float()
+    conv = nn.Conv2d(2, 3, 3, padding=1)
+    (macs, sops), (their_macs, their_sops) = ours(conv, images), theirs(conv, images)
+    assert macs == their_macs == 0
+    assert their_sops < 0.9 * sops, "they count what a spike really reaches: fewer positions at borders"
+    steps = torch.stack([spikes, spikes / 2])
+    assert energy(linear, steps, "strict", per_step=True).macs == 2 * 18, "a layer is analog or not"
+    assert theirs(linear, steps[0])[0] + theirs(linear, steps[1])[0] == 5 * 18, "theirs only in that step"
 
 
 # --- snnTorch ----------------------------------------------------------------------------------------------
