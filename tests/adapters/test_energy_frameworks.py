@@ -227,6 +227,25 @@ def test_norms_over_time(method: str, convention: Any) -> None:
         check(energy(net, x, convention), counted(net, lambda model: model(x)))
 
 
+def test_a_folded_norm_that_no_layer_can_take_still_costs() -> None:
+    """A neuron behind a pool: its input is not what a convolution put out."""
+    net = nn.Sequential(layer.Conv2d(2, 4, 3), layer.MaxPool2d(2), neuron.IFNode(), layer.Linear(2, 3))
+    functional.set_step_mode(net, "m")
+    x = torch.rand(T, B, 2, 6, 6)
+    snn_ext.patch(net, tebn=True, example_input=x, timesteps=T)
+    trained(net, x).eval()
+    costs = []
+    for fold in (False, True):
+        if fold:
+            snn_ext.fold(net)
+        (norm,) = [found for found in energy(net, x).layers if found.kind == "norm"]
+        costs.append((norm.macs, norm.note))
+    assert costs == [
+        (T * 4 * 4, "not folded"),
+        (T * 4 * 4, "not directly behind a layer that could take it"),
+    ]
+
+
 def test_step_by_step_equals_the_whole_sequence() -> None:
     net, x = conv_net(), torch.rand(T, B, 2, 6, 6) * 4
     snn_ext.patch(net, imp=True, mpbn=True, example_input=x)

@@ -148,6 +148,54 @@ def test_products_of_activations_and_functional_layers() -> None:
     assert sum(found.flops for found in report.layers) * 3 == counter.get_total_flops() / 2
 
 
+class Products(nn.Module):
+    """Two activations: x itself, and `other`."""
+
+    def __init__(self, other: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.other, self.product = other, product
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, self.other)
+
+
+def test_the_binary_side_of_a_product_decides_although_the_other_is_sparser() -> None:
+    x, integers = torch.ones(1, 4, 6), torch.zeros(1, 6, 5)
+    x[0, 0] = 0
+    integers[0, 0] = 2
+    found = energy(Products(integers, torch.bmm), x, "strict").layers[0]
+    assert (found.values, found.rate, found.macs) == ("binary", 0.75, 0)
+    assert found.sops == pytest.approx(0.75 * 4 * 6 * 5)
+    found = energy(Products(integers, torch.bmm), x * 2, "strict").layers[0]
+    assert (found.values, found.rate, found.macs) == ("integer", pytest.approx(1 / 6), 4 * 6 * 5)
+
+
+@pytest.mark.parametrize(
+    ("product", "shape", "other", "macs"),
+    [
+        (torch.mv, (4, 6), (6,), 24),
+        (lambda x, v: torch.addmv(torch.zeros(4), x, v), (4, 6), (6,), 24),
+        (lambda x, v: torch.dot(x.flatten(), v), (4, 6), (24,), 24),
+        (lambda x, y: torch.addbmm(torch.zeros(3, 5), x, y), (4, 3, 6), (4, 6, 5), 4 * 3 * 6 * 5),
+        (lambda x, y: torch.einsum("bij,jk->bik", x, y), (4, 3, 6), (6, 5), 4 * 3 * 6 * 5),
+    ],
+    ids=["mv", "addmv", "dot", "addbmm", "einsum"],
+)
+def test_products_that_torch_does_not_count(
+    product: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...], other: tuple[int, ...], macs: int
+) -> None:
+    report = energy(Products(torch.rand(other), product), torch.rand(shape), "strict")
+    assert report.macs * report.batch == macs
+
+
+def test_fused_attention_is_analog() -> None:
+    def attend(x: Tensor, y: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, y, y)
+
+    found = energy(Products(spikes(2, 1, 5, 8), attend), spikes(2, 1, 3, 8), "strict").layers[0]
+    assert (found.values, found.macs, found.rate) == ("analog", 2 * 3 * 5 * 8, 1)
+
+
 def test_weights_made_of_weights_are_prepared_and_belong_to_their_layer() -> None:
     net = nn.Sequential(
         parametrizations.spectral_norm(nn.Linear(6, 6)),
@@ -510,7 +558,7 @@ def test_the_model_is_left_as_it_was(fails: bool, training: bool) -> None:
     net = Noisy(fails=fails).train(training)
     net.fc.eval()
     seen: list[bool] = []
-    net.register_forward_pre_hook(lambda m, _: seen.append(m.training))
+    net.register_forward_pre_hook(lambda m, _: seen.append(m.training or torch.is_grad_enabled()))
     net.neuron.v = state = torch.ones(3, 4)
     x = torch.rand(5, 3, 4)
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -522,7 +570,7 @@ def test_the_model_is_left_as_it_was(fails: bool, training: bool) -> None:
             energy(net, x, per_step=True)
     else:
         assert energy(net, x, per_step=True) == energy(net, x, per_step=True)
-    assert set(seen) == {False}, "it ran, in eval mode"
+    assert set(seen) == {False}, "it ran, in eval mode and without gradients"
     assert net.training is training
     assert not net.fc.training
     assert net.bn.training is training
@@ -545,8 +593,12 @@ def test_the_model_is_left_as_it_was(fails: bool, training: bool) -> None:
 def test_it_starts_from_fresh_states() -> None:
     net, x = nn.Sequential(nn.Linear(4, 4), StepNeuron(), nn.Linear(4, 2)), torch.rand(5, 3, 4)
     fresh = energy(net, x)
-    net[1].v = torch.full((3, 4), 100.0)
-    assert energy(net, x) == fresh
+    for per_step in (None, True):
+        net[1].v = torch.full((3, 4), 100.0)
+        assert energy(net, x, per_step=per_step) == fresh
+    whole = energy(net, x[0], per_step=False)
+    net[1].v = None
+    assert energy(net, x[0], per_step=False) == whole
 
 
 def test_the_output_is_the_same_afterwards() -> None:
