@@ -108,11 +108,11 @@ def random_events(count: int, seed: int, width: int, height: int) -> list[Event]
     return [tuple(map(int, event)) for event in zip(x, y, times, p, strict=True)]  # type: ignore[misc]
 
 
-def counted(events: Sequence[Event], steps: int, width: int, height: int) -> np.ndarray:
-    """What frames of equally many events are, by definition: [T, 2, H, W]."""
+def counted(events: Sequence[Event], steps: int, width: int, height: int, *, rest: bool) -> np.ndarray:
+    """What frames of equally many events are, by definition: [T, 2, H, W]; the `rest` of the division is
+    in the last frame (SpikingJelly) or left out (tonic)."""
     found = np.zeros((steps, 2, height, width), dtype=np.float32)
     each = len(events) // steps
-    for step in range(steps):
-        for x, y, _, p in events[step * each : (step + 1) * each if step < steps - 1 else None]:
-            found[step, p, y, x] += 1
+    for i, (x, y, _, p) in enumerate(events if rest else events[: steps * each]):
+        found[min(i // each, steps - 1), p, y, x] += 1
     return found

@@ -32,4 +32,5 @@ if __name__ == "__main__":
         straight_and_resumed(name, small(name), folders, out / name)
     plain = replace(small(ALONE), augmentation=())
     play(ALONE, plain, folders, out / "synchronised", 2, sync_batchnorm=True)
+    play(ALONE, plain, folders, out / "apart", 2)
     distributed.destroy_process_group()
