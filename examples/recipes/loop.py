@@ -233,7 +233,7 @@ def prepared(preset: Preset, split: Split, options: Options) -> nn.Module:
     if options.weights is not None:
         load_weights(model, options.weights)
     image, _ = split.test[(0, 0)]
-    example = sequence(preset, image.unsqueeze(0))
+    example = sequence(preset, torch.stack([image, image]))  # batch norms do not train on one
     snn_ext.patch(model, **preset.methods, timesteps=preset.steps, example_input=example)
     return snn_ext.convert_sync_batchnorm(model) if options.sync_batchnorm else model
 

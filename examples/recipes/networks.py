@@ -94,6 +94,16 @@ def sew18(spec: Neuron, size: int, classes: int) -> nn.Module:
     return network
 
 
+class Leaky(snntorch.Leaky):
+    """snnTorch's neuron with BNTT's reset by subtraction: what was subtracted decays too, and resets are
+    detached, H[t] = beta (H[t-1] - threshold S[t-1]) + x[t]. (snnTorch's own delayed reset subtracts after
+    the decay; its immediate one is not detached, and a membrane still above the threshold cannot fire again.)
+    """
+
+    def _base_sub(self, input_: Tensor) -> Tensor:
+        return self.beta.clamp(0, 1) * (self.mem - self.reset * self.threshold) + input_
+
+
 class VGG9(nn.Module):
     """BNTT's VGG9, as snnTorch's tutorials write networks: a loop over time, states by hand.
 
@@ -102,14 +112,16 @@ class VGG9(nn.Module):
 
     def __init__(self, spec: Neuron, size: int, classes: int) -> None:
         super().__init__()
-        self.synapses, self.neurons = nn.ModuleList(), nn.ModuleList()
+        self.synapses, self.norms, self.neurons = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         channels = 3
         for width in (64, 64, 128, 128, 256, 256, 256):
             self.synapses.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
+            self.norms.append(nn.BatchNorm2d(width, eps=1e-4))
             channels = width
         self.synapses.append(nn.Linear(channels * (size // 8) ** 2, 1024, bias=False))
+        self.norms.append(nn.BatchNorm1d(1024, eps=1e-4))
         for _ in self.synapses:
-            self.neurons.append(_leaky(spec))
+            self.neurons.append(Leaky(spec.decay, spec.threshold, spike_grad=flat_triangle))
         self.pooled = (1, 3, 6)  # layers whose spikes are averaged over 2x2
         self.pool = nn.AvgPool2d(2)
         self.last = nn.Linear(1024, classes, bias=False)
@@ -121,23 +133,14 @@ class VGG9(nn.Module):
         membranes = [lif.init_leaky() for lif in self.neurons]
         scores = []
         for x in frames:
-            for i, (synapse, lif) in enumerate(zip(self.synapses, self.neurons, strict=True)):
+            for i, (synapse, norm, lif) in enumerate(
+                zip(self.synapses, self.norms, self.neurons, strict=True)
+            ):
                 x = x.flatten(1) if isinstance(synapse, nn.Linear) else x
-                x, membranes[i] = lif(synapse(x), membranes[i])
+                x, membranes[i] = lif(norm(synapse(x)), membranes[i])
                 x = self.pool(x) if i in self.pooled else x
             scores.append(self.last(x))
         return torch.stack(scores)
-
-
-def _leaky(spec: Neuron) -> nn.Module:
-    """A neuron of snnTorch that resets in the step in which it fires; its resets are always detached."""
-    return snntorch.Leaky(
-        beta=spec.decay,
-        threshold=spec.threshold,
-        reset_mechanism={"hard": "zero", "soft": "subtract"}[spec.reset],
-        reset_delay=False,
-        spike_grad=flat_triangle,
-    )
 
 
 def _initialised(network: nn.Module) -> nn.Module:

@@ -244,7 +244,7 @@ _BNTT = Preset(
     steps=25,
     coding="poisson",
     size=32,
-    methods={"bntt": snn_ext.BNTT(at="neuron")},
+    methods={"bntt": snn_ext.BNTT()},
     objective="sdt",
     optimiser=SGD(lr=0.3, weight_decay=1e-4, decay_norms=True),
     schedule=Drops(epochs=100, at=(0.5, 0.7, 0.9)),

@@ -66,7 +66,7 @@ def test_torchrun(folders: dict[str, Path], tmp_path: Path) -> None:
         f"--preset imagenet-sew18-imp-lts --data {folders['imagenet']} --out {out} --iterations 1 --batch 1"
     )
     options += " --steps 2 --seed 5 --epochs 3 --device cpu --workers 0 --amp bf16"
-    run = "torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 2".split()
+    run = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
     subprocess.run(
         [sys.executable, "-m", *run, str(SCRIPT), *options.split()],
         check=True,
@@ -199,7 +199,7 @@ def test_bf16(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_weights(tmp_path: Path) -> None:
-    """torchvision's ResNet-18 has the names of SpikingJelly's SEW-ResNet-18; another number of classes stays."""
+    """torchvision's ResNet-18 has the names of SEW-ResNet-18; a layer of another shape stays as it is."""
     from recipes.loop import load_weights
     from recipes.networks import build
     from torchvision.models import resnet18

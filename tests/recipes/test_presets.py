@@ -77,13 +77,24 @@ def test_the_stem_of_sew_averages() -> None:
 
 
 def test_bntt_network_has_no_bias() -> None:
+    """Neither in synapses nor, after the patch, in norms; torch's own beta is frozen and has no effect."""
     model = network("cifar10-vgg9-bntt", size=8)
-    x = torch.rand(2, 1, 3, 8, 8)
-    snn_ext.patch(model, **preset("cifar10-vgg9-bntt").methods, timesteps=2, example_input=x)
-    names = [name for name, _ in model.named_parameters()]
-    assert len([name for name in names if "bntt" in name]) == 8 * 2
-    assert not [name for name in names if name.endswith("bias")]
-    assert {m.eps for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)} == {1e-4}
+    x = torch.rand(3, 2, 3, 8, 8)
+    snn_ext.patch(model, **preset("cifar10-vgg9-bntt").methods, timesteps=3, example_input=x)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 8 * 3
+    assert {m.eps for m in norms} == {1e-4}
+    with torch.no_grad():
+        for norm in norms:
+            if norm.bias is not None:
+                norm.bias.fill_(100)  # twin: it would be seen
+    assert not [n for n, p in model.named_parameters() if n.endswith("bias") and p.requires_grad]
+    changed = model(x)
+    with torch.no_grad():
+        for norm in norms:
+            if norm.bias is not None:
+                norm.bias.zero_()
+    assert torch.equal(model(x), changed)
 
 
 # ---------------------------------------------------------------- neurons, against their recurrence
@@ -108,7 +119,8 @@ def test_neurons(name: str) -> None:
 
 
 def framework(name: str, x: Tensor) -> Tensor:
-    from recipes.networks import _leaky, node
+    from recipes.networks import Leaky, node
+    from recipes.surrogates import flat_triangle
 
     spec = preset(name).neuron
     if "vgg9" not in name:
@@ -116,7 +128,7 @@ def framework(name: str, x: Tensor) -> Tensor:
         lif.step_mode = "m"
         found: Tensor = lif(x)
         return found
-    leaky = _leaky(spec)
+    leaky = Leaky(spec.decay, spec.threshold, spike_grad=flat_triangle)
     membrane, spikes = leaky.init_leaky(), []
     for x_t in x:
         spike, membrane = leaky(x_t, membrane)
@@ -168,7 +180,7 @@ def test_v0_does_not_decay(name: str) -> None:
     chosen = small(name)
     model = network(name, size=chosen.size)
     channels = 2 if chosen.coding == "frames" else 3
-    example = torch.zeros(2, 1, channels, chosen.size, chosen.size)
+    example = torch.zeros(2, 2, channels, chosen.size, chosen.size)
     snn_ext.patch(model, **chosen.methods, timesteps=2, example_input=example)
     groups = make_optimiser(model, chosen).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
