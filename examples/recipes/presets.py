@@ -100,7 +100,9 @@ SETTINGS = tuple(f.name for f in fields(Preset) if f.name not in ("paper", "sour
 """What has a source."""
 
 _CROP_FLIP = ("crop, padding 4", "flip")
-_UNKNOWN = ours("not published")
+_UNKNOWN = ours("not known")
+_REPEATED = ours("not known; the image at every step")
+_TEST_100 = "samples 0-99 of every class are the test set"
 
 _DVS = Preset(
     paper="IMP, Shen et al., NeurIPS 2024: CIFAR10-DVS at 48x48",
@@ -117,12 +119,12 @@ _DVS = Preset(
     batch=32,
     augmentation=_CROP_FLIP,
     sources={
-        "data": f"{CODE}: samples 0-99 of every class are the test set; {ours('10 frames of equal counts')}",
+        "data": f"{CODE}: {_TEST_100}; {ours('10 frames of equal counts')}",
         "network": f"{CODE}; {ours('place of the dropout (before the last layer), initial weights')}",
         "neuron": f"{CODE}; {ours('fires at H >= 1, as SpikingJelly does, instead of H > 1')}",
         "steps": f"{CODE}; another configuration has 8",
         "coding": CODE,
-        "size": CODE,
+        "size": f"{CODE}; {ours('resized bilinearly')}",
         "methods": f"{CODE}; {ours('of two published ranges for V0 the first')}",
         "objective": CODE,
         "optimiser": f"{CODE}: at T = 10 V0 and TEBN do not decay; {ours('nor do other norms')}",
@@ -155,7 +157,8 @@ _TEBN = replace(
     batch=64,
     sources={
         **_DVS.sources,
-        "network": ours("TET's VGGSNN; the authors' event network is not in their code"),
+        "data": f"{_TEST_100} (so SpikingJelly's TEBN split); {ours('10 frames of equal counts')}",
+        "network": ours("TET's VGGSNN; only settings for CIFAR-10 are known"),
         "neuron": f"{CODE}, for CIFAR-10; {ours('fires at H >= 1, as SpikingJelly does, instead of H > 1')}",
         "steps": ours("usual for this data; the authors' CIFAR-10 code has 4"),
         "methods": CODE,
@@ -190,8 +193,8 @@ _IMAGENET = Preset(
         " the authors start from torchvision's ResNet-18: --weights",
         "neuron": f"{CODE}; the reset is not detached there, in SEW's own code it is",
         "steps": CODE,
-        "coding": CODE,
-        "size": CODE,
+        "coding": _REPEATED,
+        "size": ours("not known; as usual"),
         "methods": "no script with IMP and LTS is published; where V0 was published it never trained",
         "objective": CODE,
         "optimiser": CODE,
@@ -223,8 +226,8 @@ _MPBN = Preset(
         "network": f"{CODE}: ResNet-20; {ours('widths 16, 32, 64; shortcuts by 1x1 convolutions')}",
         "neuron": f"{CODE}; {ours('fires at BN(H) >= 0.5, as SpikingJelly does, instead of >')}",
         "steps": f"{CODE}: the default",
-        "coding": CODE,
-        "size": CODE,
+        "coding": _REPEATED,
+        "size": "the data's",
         "methods": CODE,
         "objective": ours("not known"),
         "optimiser": f"{CODE}: weights only",
@@ -256,7 +259,7 @@ _BNTT = Preset(
         "neuron": CODE,
         "steps": CODE,
         "coding": f"{CODE}: ternary spikes",
-        "size": CODE,
+        "size": "the data's",
         "methods": f"{CODE}: eps 1e-4, no beta, after every convolution and the first linear layer",
         "objective": f"{CODE}: cross-entropy of the accumulated scores",
         "optimiser": f"{CODE}: gamma decays too",

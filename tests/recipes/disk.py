@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,6 +98,25 @@ def atis(path: Path, events: Sequence[Event]) -> None:
     """N-Caltech101's own format: five bytes an event, x, y, polarity and 23 bits of microseconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(bytes((x, y)) + (p << 23 | t).to_bytes(3) for x, y, t, p in events))
+
+
+_STREAM = b"""<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">
+<node name="0" path="/mainloop/Recorder/outInfo/0/"><attr key="compression" type="string">NONE</attr>
+<attr key="typeIdentifier" type="string">EVTS</attr>
+<node name="info" path="/mainloop/Recorder/outInfo/0/info/">
+<attr key="sizeX" type="int">128</attr><attr key="sizeY" type="int">128</attr></node></node></node></dv>"""
+
+
+def aedat4(path: Path, events: Sequence[Event]) -> None:
+    """CIFAR10-DVS as tonic has it: a magic line, a header, and one packet for stream 0, both FlatBuffers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a table's layout: sizes of layout and table, then where each field is; the header's third is its text
+    text = struct.pack("<I", len(_STREAM)) + _STREAM + b"\0"
+    header = struct.pack("<I4s5HxxiI", 20, b"IOHE", 10, 8, 0, 0, 4, 12, 4) + text
+    items = b"".join(struct.pack("<qhhB3x", t, x, y, p) for x, y, t, p in events)
+    packet = struct.pack("<I4s3HxxiI4xI", 16, b"EVTS", 6, 8, 4, 8, 8, len(events)) + items
+    header, packet = (struct.pack("<I", len(part)) + part for part in (header, packet))
+    path.write_bytes(b"#!AER-DAT4.0\r\n" + header + struct.pack("<ii", 0, len(packet)) + packet)
 
 
 def random_events(count: int, seed: int, width: int, height: int) -> list[Event]:

@@ -205,11 +205,35 @@ def test_tonic_reads_n_caltech101(tmp_path: Path) -> None:
     assert (sample.shape, label) == ((2, 2, 180, 180), 1)
 
 
+def test_tonic_reads_cifar10_dvs(tmp_path: Path) -> None:
+    pytest.importorskip("tonic", reason="tonic is not installed")
+    pytest.importorskip("aedat", reason="aedat is not installed")
+    events = {}
+    for name in disk.CLASSES:
+        for i in (7, 100):
+            events[name, i] = disk.random_events(31, i, 128, 128)
+            disk.aedat4(tmp_path / f"CIFAR10DVS/{name}/cifar10_{name}_{i}.aedat4", events[name, i])
+    split = load("cifar10-dvs", tmp_path, augmentation=(), size=128)
+    assert split.test.part.names == [f"{name}/cifar10_{name}_7.aedat4" for name in disk.CLASSES]
+    wanted = disk.counted(events["automobile", 100], disk.STEPS, 128, 128, rest=False)
+    sample, label = split.train[(0, 1)]
+    assert torch.equal(sample, torch.tensor(wanted))
+    assert split.classes[label] == "automobile"
+
+
 def test_without_tonic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.atis(tmp_path / "NCALTECH101/Caltech101/zebra/image_0001.bin", [(0, 0, 0, 1)])
     monkeypatch.setitem(sys.modules, "tonic", None)
     with pytest.raises(snn_ext.OptionError, match=r"do: pip install tonic$"):
         load("n-caltech101", tmp_path)
+
+
+def test_without_what_tonic_reads_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tonic", reason="tonic is not installed")
+    disk.aedat4(tmp_path / "CIFAR10DVS/airplane/cifar10_airplane_7.aedat4", [(0, 0, 0, 1)])
+    monkeypatch.setitem(sys.modules, "aedat", None)
+    with pytest.raises(snn_ext.OptionError, match=r"do: pip install tonic aedat$"):
+        load("cifar10-dvs", tmp_path)
 
 
 # ---------------------------------------------------------------- nothing there

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,3 +211,22 @@ def test_poisson_spikes_are_ternary_and_drawn_anew() -> None:
     mean = spikes.mean((0, 1, 2, 3))
     torch.testing.assert_close(mean, torch.tensor([-1.0, -0.5, 0.0, 0.25, 1.0]), rtol=0, atol=0.02)
     assert not torch.equal(spikes[0], spikes[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_says_what_the_preset_says(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    _, _, steps, methods, objective, sgd, schedule, batch = (
+        cell.strip() for cell in row.strip("|").split("|")
+    )
+    chosen = preset(name)
+    assert int(steps) == chosen.steps
+    assert methods == ", ".join(type(method).__name__ for method in chosen.methods.values())
+    known = {"SDT": "sdt", "LTS": "lts", "TET-S 0.01": snn_ext.TETS(0.01)}
+    assert repr(known[objective]) == repr(chosen.objective)
+    lr, decay, *norms = sgd.split(", ")
+    wanted = (chosen.optimiser.lr, chosen.optimiser.weight_decay, chosen.optimiser.decay_norms)
+    assert (float(lr), float(decay), bool(norms)) == wanted
+    assert re.findall(r"\d+", schedule)[-1] == str(chosen.schedule.epochs)
+    assert int(batch.rpartition(" ")[2]) == chosen.batch

@@ -31,6 +31,6 @@ if __name__ == "__main__":
     for name in PRESETS:
         straight_and_resumed(name, small(name), folders, out / name)
     plain = replace(small(ALONE), augmentation=())
-    play(ALONE, plain, folders, out / "synchronised", 2, sync_batchnorm=True)
-    play(ALONE, plain, folders, out / "apart", 2)
+    play(ALONE, plain, folders, out / "synchronised", 1, sync_batchnorm=True)
+    play(ALONE, plain, folders, out / "apart", 1)
     distributed.destroy_process_group()
