@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,23 +43,20 @@ class Samples(Dataset[tuple[Tensor, int]]):
             return self.transform(self.part.source[position][0]), self.part.labels[index]
 
 
-class _drawing_from:  # noqa: N801  used as a function
+@contextmanager
+def _drawing_from(text: str) -> Iterator[None]:
     """Random numbers of the CPU from a seed of their own; afterwards the generators go on as before."""
-
-    def __init__(self, seed: str) -> None:
-        self.seed = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4])
-
-    def __enter__(self) -> None:
-        self.before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-        random.seed(self.seed)
-        np.random.seed(self.seed)
-        torch.default_generator.manual_seed(self.seed)
-
-    def __exit__(self, *_: object) -> None:
-        python, numpy, torch_ = self.before
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.default_generator.set_state(torch_)
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds CUDA too
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.default_generator.set_state(before[2])
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,12 @@ def _number(name: str) -> int:
 def n_caltech101(folder: Path, steps: int) -> tuple[Part, Part, Sequence[str]]:
     """N-Caltech101: the last tenth of every class, but one sample at least, is the test set."""
     part, classes = _read("NCaltech101", "N-Caltech101", folder, steps)
-    labels = np.array(part.labels)
-    held_out = np.zeros(len(labels), dtype=bool)
+    held_out = [False] * len(part.labels)
     for label in range(len(classes)):
-        (members,) = np.nonzero(labels == label)
-        held_out[members[-max(len(members) // 10, 1) :]] = True
-    return part.only(~held_out), part.only(held_out), classes
+        members = [i for i, of in enumerate(part.labels) if of == label]
+        for i in members[-max(len(members) // 10, 1) :]:
+            held_out[i] = True
+    return part.only([not test for test in held_out]), part.only(held_out), classes
 
 
 def _read(data: str, what: str, folder: Path, steps: int) -> tuple[Part, Sequence[str]]:

@@ -33,12 +33,13 @@ class Part:
 
     def only(self, keep: Sequence[bool]) -> Part:
         """The samples that are marked."""
-        rows = [
-            row
-            for row, kept in zip(zip(self.indices, self.names, self.labels, strict=True), keep, strict=True)
-            if kept
-        ]
-        return Part(self.source, *([row[column] for row in rows] for column in range(3)))
+        chosen = [i for i, kept in enumerate(keep) if kept]
+        return Part(
+            self.source,
+            [self.indices[i] for i in chosen],
+            [self.names[i] for i in chosen],
+            [self.labels[i] for i in chosen],
+        )
 
 
 def missing(what: str, folder: Path, layout: Sequence[str], why: str) -> snn_ext.OptionError:

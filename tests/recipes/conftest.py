@@ -6,9 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torchvision
-
-from tests.recipes import disk
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 if str(EXAMPLES) not in sys.path:
@@ -18,10 +15,15 @@ if str(EXAMPLES) not in sys.path:
 @pytest.fixture(autouse=True)
 def _small_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision knows the hashes of the real files, which generated ones cannot have."""
+    from tests.recipes import disk
+
+    torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", disk.is_there)
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every data set, written once, by name."""
+    from tests.recipes import disk
+
     return disk.write_all(tmp_path_factory.mktemp("data"))

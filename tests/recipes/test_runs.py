@@ -47,8 +47,9 @@ def test_these_are_all_presets() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_alone(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    """With the number of pixels that the network is made for."""
-    straight_and_resumed(name, small(name, full_size=True), folders, tmp_path)
+    """Every network once with as many pixels as it is made for."""
+    full_size = name not in ("ncaltech101-vgg11-imp-tets", "dvscifar10-vgg-tebn")
+    straight_and_resumed(name, small(name, full_size=full_size), folders, tmp_path)
     assert unequal(tmp_path) == []
     check_run(tmp_path / "straight", processes=1)
 
@@ -93,18 +94,18 @@ def check_run(out: Path, processes: int) -> None:
 
 
 def test_two_processes_are_one_with_all_samples(pair: Path, folders: dict[str, Path], tmp_path: Path) -> None:
-    """With batch norms over both, two times two samples are four."""
+    """With batch norms over both, two times two samples are four: the gradients are those of one process."""
     one = replace(small(ALONE, batch=4), augmentation=())
-    play(ALONE, one, folders, tmp_path, 2)
-    alone, both, apart = (losses(out) for out in (tmp_path, pair / "synchronised", pair / "apart"))
-    # sums over the batch are taken in another order
-    torch.testing.assert_close(both, alone, rtol=1e-4, atol=1e-5)
-    with pytest.raises(AssertionError):  # the twin: batch norms of their own
-        torch.testing.assert_close(apart, alone, rtol=1e-4, atol=1e-5)
+    alone = gradients(play(ALONE, one, folders, tmp_path, 1))
+    # sums over the batch are taken in another order, and a spike at the threshold may fall on either side
+    assert (gradients(pair / "synchronised") - alone).norm() < 0.02 * alone.norm()
+    assert (gradients(pair / "apart") - alone).norm() > 0.2 * alone.norm(), "the twin: norms of their own"
 
 
-def losses(out: Path) -> torch.Tensor:
-    return torch.tensor([line["loss"] for line in events(out, "batch")])
+def gradients(out: Path) -> torch.Tensor:
+    """All of the first batch: where momentum starts."""
+    states = checkpoint(out)["parts"]["optimiser"]["state"].values()
+    return torch.cat([state["momentum_buffer"].flatten() for state in states])
 
 
 # ---------------------------------------------------------------- whole epochs
@@ -153,6 +154,34 @@ def test_a_test_in_between_changes_nothing(
     assert differences(tested["generators"], untested["generators"]) == []
 
 
+def test_after_a_crash(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on at the last checkpoint inside the epoch; what was logged after that is forgotten."""
+    from recipes import loop
+
+    preset = small(ALONE)
+    play(ALONE, preset, folders, tmp_path / "straight", 4)
+    step = loop.Training.step
+
+    def crashing(self: Any, *batch: Any) -> Any:
+        if self.place.iteration == 3:
+            raise KeyboardInterrupt
+        return step(self, *batch)
+
+    monkeypatch.setattr(loop, "SAVE_EVERY", 2)
+    monkeypatch.setattr(loop.Training, "step", crashing)
+    with pytest.raises(KeyboardInterrupt):
+        play(ALONE, preset, folders, tmp_path / "resumed", 4)
+    monkeypatch.setattr(loop.Training, "step", step)
+    assert len(events(tmp_path / "resumed", "batch")) == 3
+    assert checkpoint(tmp_path / "resumed")["place"]["iteration"] == 2
+    with (tmp_path / "resumed" / "log.jsonl").open("a") as log:
+        log.write('{"event": "bat')  # torn
+    play(ALONE, preset, folders, tmp_path / "resumed", 4, resume=True)
+    assert unequal(tmp_path) == []
+    starts = [line["iteration"] for line in events(tmp_path / "resumed", "start")]
+    assert starts == [0, 2]
+
+
 # ---------------------------------------------------------------- twins: what would be seen, if forgotten
 
 
@@ -173,12 +202,17 @@ def forgets_position(patch: pytest.MonkeyPatch) -> None:
 
 
 def forgets_statistics(patch: pytest.MonkeyPatch) -> None:
-    load = torch.nn.Module.load_state_dict
+    from recipes.checkpoint import Parts
 
-    def without(self: Any, state: dict[str, Any], **more: Any) -> Any:
-        return load(self, {k: v for k, v in state.items() if "running" not in k}, strict=False)
+    load = Parts.load
 
-    patch.setattr(torch.nn.Module, "load_state_dict", without)
+    def without(self: Any, states: dict[str, Any]) -> None:
+        load(self, states)
+        for name, buffer in self.model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.zero_()
+
+    patch.setattr(Parts, "load", without)
 
 
 @pytest.mark.parametrize(
