@@ -54,10 +54,18 @@ def test_alone(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     check_run(tmp_path / "straight", processes=1)
 
 
-@pytest.fixture(scope="module")
-def pair(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote."""
-    out = tmp_path_factory.mktemp("pair")
+def test_two_processes(folders: dict[str, Path], tmp_path: Path) -> None:
+    """All in one test: the processes start once, also where tests are distributed."""
+    start_pair(folders, tmp_path)
+    for name in NAMES:
+        assert unequal(tmp_path / name) == [], name
+        check_run(tmp_path / name / "straight", processes=2)
+        first, second = checkpoint(tmp_path / name / "straight")["generators"]
+        assert not torch.equal(first["torch"], second["torch"]), "dropout differs between processes"
+    check_gradients(folders, tmp_path)
+
+
+def start_pair(folders: dict[str, Path], out: Path) -> None:
     command = [sys.executable, "-m", "tests.recipes.worker"]
     folder = str(folders["cifar10"].parent)
     workers = [
@@ -67,15 +75,6 @@ def pair(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     for worker in workers:
         _, errors = worker.communicate(timeout=600)
         assert worker.returncode == 0, errors
-    return out
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_two_processes(name: str, pair: Path) -> None:
-    assert unequal(pair / name) == []
-    check_run(pair / name / "straight", processes=2)
-    states = checkpoint(pair / name / "straight")["generators"]
-    assert not torch.equal(states[0]["torch"], states[1]["torch"]), "dropout differs between processes"
 
 
 def check_run(out: Path, processes: int) -> None:
@@ -93,13 +92,13 @@ def check_run(out: Path, processes: int) -> None:
     assert list((out / "tensorboard").glob("events*"))
 
 
-def test_two_processes_are_one_with_all_samples(pair: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+def check_gradients(folders: dict[str, Path], out: Path) -> None:
     """With batch norms over both, two times two samples are four: the gradients are those of one process."""
     one = replace(small(ALONE, batch=4), augmentation=())
-    alone = gradients(play(ALONE, one, folders, tmp_path, 1))
+    alone = gradients(play(ALONE, one, folders, out / "one", 1))
     # sums over the batch are taken in another order, and a spike at the threshold may fall on either side
-    assert (gradients(pair / "synchronised") - alone).norm() < 0.02 * alone.norm()
-    assert (gradients(pair / "apart") - alone).norm() > 0.2 * alone.norm(), "the twin: norms of their own"
+    assert (gradients(out / "synchronised") - alone).norm() < 0.02 * alone.norm()
+    assert (gradients(out / "apart") - alone).norm() > 0.2 * alone.norm(), "the twin: norms of their own"
 
 
 def gradients(out: Path) -> torch.Tensor:
