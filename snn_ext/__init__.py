@@ -4,7 +4,7 @@ model = snn_ext.patch(model, imp=True, example_input=x)
 crit = snn_ext.loss(model, "tet-s")
 """
 
-from snn_ext import functional, neurons, norms, objectives, surrogates, testing
+from snn_ext import figures, functional, neurons, norms, objectives, surrogates, testing
 from snn_ext.analysis.early_exit import (
     BNTTExit,
     ConfidenceExit,
@@ -20,6 +20,7 @@ from snn_ext.errors import (
     BackendUnavailableError,
     CheckpointError,
     FoldError,
+    MissingDependencyError,
     NothingMatchedError,
     OptionError,
     ReadoutError,
@@ -71,6 +72,7 @@ __all__ = [
     "FoldResult",
     "Leak",
     "Loss",
+    "MissingDependencyError",
     "NeuronSpec",
     "NormSpec",
     "NothingMatchedError",
@@ -93,6 +95,7 @@ __all__ = [
     "comes_from",
     "convert_sync_batchnorm",
     "early_exit",
+    "figures",
     "fold",
     "functional",
     "hookimpl",
