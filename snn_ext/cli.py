@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return figures.run(given, console)
         return doctor(console) if given.command == "doctor" else _inspect(given, console)
     except SnnExtError as error:
-        Console(stderr=True).print(f"{type(error).__name__}: {error}", markup=False, highlight=False)
+        message = f"{type(error).__name__}: {error}"
+        Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
         return 1
 
 

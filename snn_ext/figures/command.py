@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,14 +42,18 @@ def run(given: argparse.Namespace, console: Console) -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, figure in (("1", _figure_1), ("3", _figure_3)):
-            console.print(f"Figure {name}: {figure(out)}", highlight=False)
-        console.print(f"Figure 6: {_figure_6(out, quick=given.quick)}", highlight=False)
+            _say(console, f"Figure {name}: {figure(out)}")
+        _say(console, f"Figure 6: {_figure_6(out, quick=given.quick)}")
     except OSError as error:
         raise OptionError(
             f"--out {out} cannot be written to.", why=str(error), do="name a folder that can be"
         ) from error
-    console.print(f"written to {out}", markup=False, highlight=False)
+    _say(console, f"written to {out}")
     return 0
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 _PANELS: dict[Literal["imp", "intensity"], str] = {
@@ -129,6 +134,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
         **{name: _version(name) for name in ("snn-ext", "torch", "numpy", "matplotlib")},
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "allocator": os.environ.get("GLIBC_TUNABLES", "default"),
     }
     path.write_text(json.dumps({**values, "origin": origin}, indent=1) + "\n")
 

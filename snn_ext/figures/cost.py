@@ -53,7 +53,7 @@ def overhead(
     timesteps: Sequence[int] = (2, 4, 8, 16, 32),
     *,
     batch: int = 1,
-    rounds: int = 9,
+    rounds: int = 15,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Overhead:
