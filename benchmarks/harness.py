@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from snn_ext.figures.stopwatch import Ratio, Way, interleaved, ratio
+from snn_ext.figures.stopwatch import Ratio, Way, interleaved, processor, ratio
 
 __all__ = [
     "Case",
@@ -131,7 +131,7 @@ def origin(device: str, command: Iterable[str]) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions,
@@ -140,14 +140,6 @@ def origin(device: str, command: Iterable[str]) -> dict[str, Any]:
         "allocator": os.environ.get("GLIBC_TUNABLES", "default"),
         "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _commit() -> str:

@@ -20,6 +20,7 @@ from snn_ext.figures.cost import Overhead, overhead
 from snn_ext.figures.firing import firing_patterns
 from snn_ext.figures.patterns import pattern_mapping
 from snn_ext.figures.plots import new_figure, plot_firing_patterns, plot_overhead, plot_pattern_mapping
+from snn_ext.figures.stopwatch import processor
 
 __all__ = ["add_arguments", "run"]
 
@@ -132,7 +133,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
         "command": "snn-ext figures",
         "python": platform.python_version(),
         **{name: _version(name) for name in ("snn-ext", "torch", "numpy", "matplotlib")},
-        "machine": platform.machine(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "threads": torch.get_num_threads(),
         "allocator": os.environ.get("GLIBC_TUNABLES", "default"),
     }

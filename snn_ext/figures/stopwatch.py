@@ -7,14 +7,16 @@ the same round*: a machine that slows down slows all of them down.
 from __future__ import annotations
 
 import gc
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Ratio", "Way", "interleaved", "ratio", "warm"]
+__all__ = ["Ratio", "Way", "interleaved", "processor", "ratio", "warm"]
 
 Way = Callable[[], Any]
 
@@ -85,3 +87,12 @@ def _device_seconds(way: Way, loops: int) -> float:
     end.record()
     torch.cuda.synchronize()
     return float(start.elapsed_time(end)) / 1e3 / loops
+
+
+def processor() -> str:
+    """Name of the machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -150,6 +150,17 @@ def test_a_sequence_goes_on_from_the_state() -> None:
     assert not torch.equal(record(net, x[T:])["1"].v, rest["1"].v)
 
 
+@pytest.mark.parametrize("methods", METHODS)
+def test_another_batch_size_is_a_new_sequence(methods: str) -> None:
+    x = torch.rand(T, 7, 4) * 3
+    net = net_of(neuron.LIFNode, "m", METHODS[methods], x)
+    with torch.no_grad():
+        net(x[:, :4])
+    found = record(net, x)
+    assert torch.equal(found["1"].v, own_membranes(net, x, "m")["1"])
+    assert torch.equal(found.output, net(x))
+
+
 @pytest.mark.parametrize("mode", ["s", "m"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("patched", [False, True], ids=["unpatched", "patched"])
@@ -231,21 +242,6 @@ def test_memory_optimised_networks_run_as_ever() -> None:
     assert "3" in found
     inside = next(path for path in {*found, *found.skipped} if path.startswith("1"))
     assert inside in found or "past all hooks" in found.skipped[inside]
-
-
-@pytest.mark.parametrize("name", ["small_sew_resnet18", "small_spikformer"])
-def test_whole_networks(name: str) -> None:
-    pytest.importorskip("snntorch", reason="the list of whole networks has those of both frameworks")
-    from tests.adapters import whole_nets
-
-    net, x = getattr(whole_nets, name)(), torch.rand(3, 2, 3, 16, 16)
-    snn_ext.patch(net, imp=True, mpbn=True, timesteps=3, example_input=x).eval()
-    before = fingerprint(net)
-    found = record(net, x)
-    assert fingerprint(net) == before
-    assert not found.skipped
-    assert len(found) > 5
-    assert torch.equal(found.output, net(x))
 
 
 def test_distributions_before_and_after_the_norm() -> None:
