@@ -105,8 +105,8 @@ def record(
     mode and from the states it is in (`snn_ext.reset` first for a new sequence): the output is what
     ``model(x)`` would have returned, to the last bit. Afterwards states, statistics, random generators, hooks
     and flags are what they were, whatever happened in between. The membranes are computed again from
-    each neuron's own input and equations, and checked: every spike must come out as it was given, and the
-    last membrane of every call as the neuron holds it.
+    each neuron's own input and equations, and checked: every spike must come out as it was given (on CUDA but
+    for rounding next to the threshold), and the last membrane of every call as the neuron holds it.
 
     Args:
         model: not compiled, not wrapped.
@@ -217,11 +217,24 @@ class _Recorder:
         now = self._ask(args[:1], {})
         held = None if now is None else now.v
         last = held if held is not None and held.shape == planned.call.x.shape[1:] else None
+        if spikes.shape != planned.call.x.shape:
+            raise self._unlike(f"it gave {list(spikes.shape)} for an input {list(planned.call.x.shape)}")
         state = planned.call.state_dtype if last is None else last.dtype
-        found = replay.replay(module, planned, state)
-        replay.check(str(self.site), found, spikes, last)
+        found = replay.replay(module, planned, spikes, state)
+        differs = replay.difference(found, last, exact=spikes.device.type == "cpu")
+        if differs:
+            raise self._unlike(differs)
         self.threshold = _number(planned.call.dynamics.threshold)
         self.calls.append((spikes, found))
+
+    def _unlike(self, why: str) -> UnsupportedSiteError:
+        return UnsupportedSiteError(
+            "a neuron does something else than its equations: its membranes cannot be told.",
+            where=str(self.site),
+            why=why,
+            do="leave it out with exclude=; if its class is the framework's own, report it to the authors of"
+            " the adapter",
+        )
 
     def _refuse(self, reason: str) -> None:
         if self.named:

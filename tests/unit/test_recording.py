@@ -23,6 +23,7 @@ from snn_ext import (
     hookimpl,
 )
 from snn_ext.figures import membrane_distribution, record
+from snn_ext.figures.replay import Membranes, difference, plan, replay
 from snn_ext.neurons import SpikingNeuron
 from tests.toy import LeadingNeuron, Odd, StepNeuron, ToyAdapter, leading_net, registered
 from tests.traces import fingerprint
@@ -324,3 +325,47 @@ def test_distributions_refuse_what_they_cannot_count() -> None:
     x[0, 0, 0] = torch.inf
     with pytest.raises(OptionError, match="finite"):
         membrane_distribution(net, x)
+
+
+# --- what passes for rounding ---------------------------------------------------------------------------
+
+
+def membranes(margin: float, off: float = 0.0) -> tuple[Membranes, Tensor]:
+    """One decision of twelve is another, so far from the threshold; and the last membrane."""
+    wrong, h = torch.zeros(3, 2, 2, dtype=torch.bool), torch.full((3, 2, 2), 0.25)
+    wrong[1, 0, 1] = True
+    return Membranes(h, None, h, wrong, torch.full_like(h, margin)), h[-1] + off
+
+
+@pytest.mark.parametrize(
+    ("margin", "off", "exact", "why"),
+    [
+        (1e-6, 0.0, False, ""),
+        (1e-6, 0.0, True, "1 of 12 spikes"),
+        (1e-2, 0.0, False, "1 of 12 spikes"),
+        (float("nan"), 0.0, False, "1 of 12 spikes"),
+        (0.0, 1e-5, False, ""),
+        (0.0, 1e-2, False, "membrane"),
+        (0.0, float("nan"), False, "membrane"),
+    ],
+)
+def test_on_cuda_decisions_may_differ_next_to_the_threshold(
+    margin: float, off: float, exact: bool, why: str
+) -> None:
+    found, last = membranes(margin, off)
+    assert why in difference(found, last, exact=exact)
+    assert bool(why) == bool(difference(found, last, exact=exact))
+    assert bool(difference(found, None, exact=exact)) == ("spikes" in why), "no membrane to compare with"
+
+
+def test_the_neurons_own_spikes_reset_its_membrane() -> None:
+    """So that one decision that rounding turned over does not change what follows."""
+    x = torch.tensor([0.6, 0.6, 0.6]).view(3, 1, 1)
+    node = SpikingNeuron(Dynamics(reset="soft"))
+    planned = plan(node, node.call(x), whole=True)
+    given = torch.tensor([0.0, 0.0, 1.0]).view(3, 1, 1)
+    found = replay(node, planned, given, torch.float32)
+    assert found.wrong.flatten().tolist() == [False, True, False]
+    torch.testing.assert_close(found.h.flatten(), torch.tensor([0.6, 1.2, 1.8]))
+    torch.testing.assert_close(found.v.flatten(), torch.tensor([0.6, 1.2, 0.8]))
+    torch.testing.assert_close(found.margin.flatten(), torch.tensor([0.4, 0.2, 0.8]))
