@@ -13,6 +13,7 @@ from snn_ext.analysis.early_exit import (
     calibrate_exit,
     early_exit,
 )
+from snn_ext.analysis.energy import Energy, LayerEnergy, energy
 from snn_ext.dynamics.description import Dynamics, Leak, NeuronSpec, NormSpec, Time
 from snn_ext.errors import (
     AdapterError,
@@ -67,9 +68,11 @@ __all__ = [
     "ConfidenceExit",
     "Dynamics",
     "EarlyExit",
+    "Energy",
     "ExitCalibration",
     "FoldError",
     "FoldResult",
+    "LayerEnergy",
     "Leak",
     "Loss",
     "MissingDependencyError",
@@ -95,6 +98,7 @@ __all__ = [
     "comes_from",
     "convert_sync_batchnorm",
     "early_exit",
+    "energy",
     "figures",
     "fold",
     "functional",

@@ -64,11 +64,12 @@ def doctor(console: Console) -> int:
         row = (adapter.name, adapter.version or "not installed", adapter.state, do)
         table.add_row(*map(escape, row))
     console.print(table)
-    table = _table("backend", "available", "why not", "do")
+    table = _table("backend", "available", "ready in", "why not", "do")
     found = kernels.backends()
     for status in found:
-        row = (status.name, "yes" if status.available else "no", status.reason, status.fix)
-        table.add_row(*map(escape, row))
+        ready = f"{status.seconds:.2f} s" if status.available else ""
+        available = "yes" if status.available else "no"
+        table.add_row(*map(escape, (status.name, available, ready, status.reason, status.fix)))
     console.print(table)
     console.print(f"asked for: {kernels.wanted()} (SNN_EXT_BACKEND)")
     compiled = any(s.available for s in found if s.name in ("host", "cupy"))

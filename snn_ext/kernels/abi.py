@@ -40,5 +40,5 @@ class Arguments(ctypes.Structure):
         ("grad_membrane", _POINTER),
         *_steps("grad_x"),
         *_all(_POINTER, "grad_v", "grad_decay", "grad_threshold"),
-        ("unscaled", _INT),
+        *_all(_INT, "shared", "unscaled"),
     ]

@@ -7,8 +7,10 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import logging
 import sys
 import threading
+import time
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ __all__ = [
 
 FIX = "pip install 'snn-ext[cuda13]' (or [cuda12], as your torch) on a machine with a CUDA device"
 
+_LOG = logging.getLogger("snn_ext")
 THREADS = 128  # of a block
 _UNROLLED = 16  # values of h that a thread keeps in registers
 
@@ -46,6 +49,7 @@ class Cupy:
     """Compiled kernels, two per specialisation and device."""
 
     name = "cupy"
+    tile = 0
 
     def __init__(self) -> None:
         self._kernels: dict[tuple[Spec, int, str, int], Any] = {}
@@ -66,7 +70,7 @@ class Cupy:
             current = torch.cuda.current_device()
             function = self._kernels.get((kernel, lanes, direction, current))
             if function is None:
-                self._compile(kernel, lanes, current)
+                self.load(kernel, lanes, current)
                 function = self._kernels[kernel, lanes, direction, current]
             cupy, numpy = sys.modules["cupy"], sys.modules["numpy"]
             # One structure, by value: CuPy passes the memory of an array of NumPy as it is.
@@ -74,8 +78,16 @@ class Cupy:
             with cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, current):
                 function((blocks(arguments.neurons // lanes),), (THREADS,), (packed,))
 
-    def _compile(self, kernel: Spec, lanes: int, device: int) -> None:
+    def load(self, kernel: Spec, lanes: int, device: int) -> None:
+        """Compile a specialisation, if it is not yet.
+
+        Raises:
+            BackendUnavailableError: CuPy cannot be imported, or cannot compile.
+        """
         with self._lock:
+            if (kernel, lanes, "backward", device) in self._kernels:
+                return
+            start = time.perf_counter()
             try:
                 module = importlib.import_module("cupy").RawModule(
                     code=source(), options=options(kernel, lanes), backend="nvrtc"
@@ -83,6 +95,8 @@ class Cupy:
                 for direction in ("forward", "backward"):  # compiles
                     function = module.get_function(f"neuron_{direction}")
                     self._kernels[kernel, lanes, direction, device] = function
+                seconds = time.perf_counter() - start
+                _LOG.info("cupy: a kernel was ready in %.2f s (%s)", seconds, kernel.template)
             except Exception as error:
                 self.broken = f"cupy cannot be used: {error}"
                 raise BackendUnavailableError(
@@ -170,7 +184,7 @@ def recompute(call: Call) -> int | None:
 
 
 def probe() -> str | None:
-    """The same, and asks CuPy."""
+    """The same, and compiles a kernel."""
     reason = unavailable()
     if reason is not None:
         return reason
@@ -178,6 +192,9 @@ def probe() -> str | None:
         cupy = importlib.import_module("cupy")
         if not cupy.cuda.is_available():
             return "cupy finds no CUDA device"
+        CUPY.load(Spec(), 1, torch.cuda.current_device())
+    except BackendUnavailableError as error:
+        return error.why
     except Exception as error:  # a broken installation fails in its own ways
         return f"cupy cannot be used: {error}"
     return None

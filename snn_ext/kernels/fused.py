@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -135,7 +136,14 @@ def _backward(ctx: Any, grads: Any) -> list[Tensor | None]:
     inputs, wanted = Inputs(*tensors), ctx.needs
     _, v, v0, decay, threshold, scale, shift = wanted
     out = backward(
-        ctx.plan, inputs, h, grads, (v or v0, decay, threshold), ctx.dtype, unscaled=scale or shift
+        ctx.plan,
+        inputs,
+        h,
+        grads,
+        (v or v0, decay, threshold),
+        ctx.dtype,
+        unscaled=scale or shift,
+        v0=None if v or not v0 else ctx.v0[0],
     )
     results = finish(inputs, out, wanted, ctx.v0)
     return [results[i] for i in ctx.given]
@@ -175,7 +183,10 @@ def finish(
 
 def _total(grad: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
     """A gradient per neuron, summed over what the parameter is broadcast over."""
-    return None if grad is None else grad.sum_to_size(shape).to(dtype)
+    if grad is None:
+        return None
+    total = grad.view(shape) if grad.numel() == math.prod(shape) else grad.sum_to_size(shape)
+    return total.to(dtype)
 
 
 def _like(grad: Tensor | None, p: Tensor | None) -> Tensor | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,7 @@ __all__ = ["FIX", "HOST", "Host", "probe", "recompute", "run", "traced", "unavai
 
 FIX = "install a C++ compiler (apt install g++, or xcode-select --install), or set CXX to one"
 
+_LOG = logging.getLogger("snn_ext")
 _Entry = Callable[[Any], int]
 
 
@@ -26,6 +29,7 @@ class Host:
     """Loaded libraries, one per specialisation."""
 
     name = "host"
+    tile = 1024  # LANES of src/lanes.cuh
 
     def __init__(self) -> None:
         self._entries: dict[tuple[Spec, str], _Entry] = {}
@@ -42,6 +46,7 @@ class Host:
         with self._lock:
             if (kernel, "forward") in self._entries:
                 return
+            start = time.perf_counter()
             try:
                 library = build.load(f"SNN_SPEC(neuron,{kernel.template})")
             except build.BuildError as error:
@@ -54,6 +59,7 @@ class Host:
                 entry = getattr(library, f"neuron_{direction}")
                 entry.argtypes, entry.restype = [ctypes.c_void_p], ctypes.c_int
                 self._entries[kernel, direction] = entry
+            _LOG.info("host: a kernel was ready in %.2f s (%s)", time.perf_counter() - start, kernel.template)
 
     def launch(self, kernel: Spec, direction: str, arguments: Arguments, device: torch.device) -> None:
         """Run the kernel; ctypes lets other Python threads run meanwhile."""

@@ -23,6 +23,8 @@ class Launcher(Protocol):
     """What a backend provides."""
 
     name: str
+    tile: int
+    """Neurons of a tile, for which gradients of v0 come summed over the batch; 0: they never do."""
 
     def launch(self, kernel: Spec, direction: str, arguments: Arguments, device: torch.device) -> None:
         """Run the "forward" or "backward" kernel of a specialisation."""
@@ -80,7 +82,7 @@ class Backward(NamedTuple):
     x: Tensor
     """[T, B, *]"""
     v: Tensor | None
-    """[B, *]; the same for v and v0."""
+    """[B, *]; the same for v and v0. [1, *] where it is summed."""
     decay: Tensor | None
     threshold: Tensor | None
 
@@ -120,6 +122,7 @@ def backward(
     dtype: torch.dtype,
     *,
     unscaled: bool = False,
+    v0: torch.Size | None = None,
 ) -> Backward:
     """Run all steps back.
 
@@ -131,6 +134,7 @@ def backward(
         wanted: whether the gradients of the first membrane, the decay and the threshold are.
         dtype: of x.
         unscaled: leave the factor `scale` out of the gradient of x.
+        v0: shape of the first membrane, if the sum over the batch would do.
     """
     like = h if h is not None else inputs.x
     if like is None:
@@ -151,7 +155,12 @@ def backward(
         a.grad_membranes, a.grad_membranes_step = launch.sequence(grad_membranes, state)
     grad_x = layout.empty(like, steps, dtype)
     a.grad_x = grad_x.data_ptr()
-    sums = [layout.empty(like, None, state) if w else None for w in wanted]
+    of_v, tile = layout, plan.launcher.tile
+    if tile and v0 is not None and layout.samples(v0, tile * a.threads):
+        of_v = layout.sample
+        a.shared = of_v.neurons
+    layouts = (of_v, layout, layout)
+    sums = [d.empty(like, None, state) if w else None for d, w in zip(layouts, wanted, strict=True)]
     for name, total in zip(("grad_v", "grad_decay", "grad_threshold"), sums, strict=True):
         if total is not None:
             setattr(a, name, total.data_ptr())

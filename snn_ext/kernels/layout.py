@@ -42,6 +42,21 @@ class Layout:
                 return _ordered(shape, tuple(order))
         return _contiguous(x.shape[1:])
 
+    @property
+    def sample(self) -> Layout:
+        """The same for one sample."""
+        shape = torch.Size([1, *self.shape[1:]])
+        return _contiguous(shape) if self.order is None else _ordered(shape, self.order)
+
+    def samples(self, shape: torch.Size, least: int) -> bool:
+        """Whether samples lie one after the other, `least` neurons or more each, and a parameter of this
+        shape has a value for each of them.
+        """
+        features = self.shape[1:]
+        outside = self.order is None or self.order[0] == 0
+        each = shape[-len(features) :] == features and math.prod(shape) == math.prod(features)
+        return outside and each and math.prod(features) >= least
+
     def empty(self, like: Tensor, steps: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """An uninitialised step, or a sequence of them."""
         if self.order is None:
@@ -78,11 +93,13 @@ class Layout:
         Raises:
             OptionError: p does not broadcast.
         """
-        p = p.detach()
         if p.dtype != dtype or p.device != device:
-            p = p.to(device, dtype)
+            p = p.detach().to(device, dtype)
         if p.numel() == 1 and p.ndim <= len(self.shape):
             return Parameter(p.data_ptr(), 1, 1, 0.0), p
+        if self.order is None and p.shape == self.shape[1:] and p.is_contiguous():  # the usual one, fast
+            return Parameter(p.data_ptr(), 1, p.numel(), 0.0), p
+        p = p.detach()
         shape = (1,) * (len(self.shape) - p.ndim) + tuple(p.shape)
         if len(shape) != len(self.shape) or any(
             n not in (1, m) for n, m in zip(shape, self.shape, strict=True)

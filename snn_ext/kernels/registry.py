@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import logging
 import os
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -55,6 +56,8 @@ class BackendStatus(NamedTuple):
     """Why it is not available; empty if it is."""
     fix: str
     """What makes it available."""
+    seconds: float = 0.0
+    """Until the first call of a kind of neuron could run: its kernel compiled, or found on disk."""
 
 
 @contextlib.contextmanager
@@ -109,8 +112,10 @@ def backends() -> list[BackendStatus]:
     """Every backend, and why it cannot run here; compiles a kernel to find out."""
     statuses = []
     for name, backend in BACKENDS.items():
+        start = time.perf_counter()
         reason = backend.probe() or ""
-        statuses.append(BackendStatus(name, not reason, reason, backend.fix if reason else ""))
+        seconds = time.perf_counter() - start
+        statuses.append(BackendStatus(name, not reason, reason, backend.fix if reason else "", seconds))
     return statuses
 
 

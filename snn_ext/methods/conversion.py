@@ -10,10 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_ext.errors import FoldError
 from snn_ext.methods.clock import ClockedNorm
-from snn_ext.methods.norms import BatchNorm, normalise
+from snn_ext.methods.norms import BatchNorm
 from snn_ext.methods.paths import located
 from snn_ext.methods.temporal import (
     BatchNormThroughTime,
+    Slot,
     TemporalEffectiveBatchNorm,
     at_step,
     check_exact,
@@ -155,7 +156,7 @@ class TimedNorm(ClockedNorm):
             return self._folded.sequence(x)
         later, tebn = self._attached()
         if later is not None:
-            return through_time(x, [self._first, *later], self)
+            return through_time(x, [self._first, *map(Slot.of, later)], self)
         if tebn.stats == "step":
             return scaled(through_time(x, [self._own] * len(tebn.scale), self), tebn.scale)
         check_exact(len(x), len(tebn.scale), self, training=self.training)
@@ -182,13 +183,14 @@ class TimedNorm(ClockedNorm):
     def _attached(self) -> tuple[LaterSlots | None, TemporalScale]:
         return self._modules.get("bntt"), self._modules.get("tebn")  # type: ignore[return-value]
 
-    def _own(self, x: Tensor) -> Tensor:
-        return normalise(self, x, self.bias)  # type: ignore[arg-type]
+    @property
+    def _own(self) -> Slot:
+        return Slot(self, self.bias, is_called=False)  # type: ignore[arg-type]
 
-    def _first(self, x: Tensor) -> Tensor:
+    @property
+    def _first(self) -> Slot:
         later = self._modules["bntt"]
-        keep = isinstance(later, LaterSlots) and later.bias
-        return normalise(self, x, self.bias if keep else None)  # type: ignore[arg-type]
+        return self._own if isinstance(later, LaterSlots) and later.bias else self._own._replace(bias=None)
 
 
 class NormalisedInput(nn.Module):

@@ -16,6 +16,7 @@ from snn_ext.dynamics import functional
 from snn_ext.dynamics.functional import Decide
 from snn_ext.errors import FoldError, OptionError, ShapeMismatchError
 from snn_ext.kernels.mpbn import MembraneNorm
+from snn_ext.kernels.step_norms import StepNorm
 from snn_ext.methods.options import MPBN
 from snn_ext.methods.paths import located
 from snn_ext.methods.sync import is_synchronised, normalise_synchronised
@@ -27,6 +28,9 @@ __all__ = [
     "MembraneBatchNorm",
     "NormalisedMembrane",
     "SynchronisedNorm",
+    "check_values",
+    "counted",
+    "is_silent",
     "membrane_batch_norm",
     "normalise",
 ]
@@ -41,20 +45,39 @@ def normalise(norm: _BatchNorm, x: Tensor, bias: Tensor | None) -> Tensor:
     Raises:
         OptionError: training on one value per channel, which has no variance.
     """
-    use_batch = norm.training or norm.running_mean is None
-    _check_values(norm, x)
-    factor = _count(norm)
+    check_values(norm, x)
+    step = counted(norm, bias)
     if norm.training and is_synchronised(norm):
-        return normalise_synchronised(norm, x, bias, factor)
-    keep = not norm.training or norm.track_running_stats
-    mean, var = (norm.running_mean, norm.running_var) if keep else (None, None)
+        return normalise_synchronised(norm, x, bias, step.momentum)
     if x.dtype is torch.float32 and norm.running_mean is not None and norm.running_mean.dtype != x.dtype:
         # a float32 membrane in a model that was cast to half: torch takes only the opposite mixture
-        return _normalise_cast(norm, x, bias, mean, var, use_batch, factor)
-    return F.batch_norm(x, mean, var, norm.weight, bias, use_batch, factor, norm.eps)
+        return _normalise_cast(norm, x, step)
+    mean, var = step.running_mean, step.running_var
+    return F.batch_norm(x, mean, var, norm.weight, bias, step.batch, step.momentum, norm.eps)
 
 
-def _check_values(norm: _BatchNorm, x: Tensor) -> None:
+def counted(norm: _BatchNorm, bias: Tensor | None) -> StepNorm:
+    """Count a batch in training; what torch's operation is then given, with this `bias`."""
+    keep = not norm.training or norm.track_running_stats
+    return StepNorm(
+        norm.running_mean if keep else None,
+        norm.running_var if keep else None,
+        norm.weight,
+        bias,
+        norm.eps,
+        _count(norm),
+        norm.training or norm.running_mean is None,
+    )
+
+
+def is_silent(module: nn.Module) -> bool:
+    """Whether nobody would notice that this module is not called."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks)
+    return not any((*hooks, module._backward_pre_hooks, module._backward_hooks))
+
+
+def check_values(norm: _BatchNorm, x: Tensor) -> None:
+    """Raises OptionError: statistics would be taken over one value per channel of [B, C, *]."""
     alone = (norm.training or norm.running_mean is None) and not is_synchronised(norm)
     if x.ndim < 2 or (alone and x.numel() <= x.shape[1]):
         raise OptionError(
@@ -73,23 +96,16 @@ def _count(norm: _BatchNorm) -> float:
     return norm.momentum or 0.0
 
 
-def _normalise_cast(
-    norm: _BatchNorm,
-    x: Tensor,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    use_batch: bool,
-    factor: float,
-) -> Tensor:
+def _normalise_cast(norm: _BatchNorm, x: Tensor, step: StepNorm) -> Tensor:
     def wide(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.to(x.dtype)
 
-    stats = wide(mean), wide(var)
-    y = F.batch_norm(x, *stats, wide(norm.weight), wide(bias), use_batch, factor, norm.eps)
-    for own, updated in zip((mean, var), stats, strict=True):
-        if own is not None and updated is not None and norm.training:
-            own.copy_(updated)
+    own = step.running_mean, step.running_var
+    stats = wide(own[0]), wide(own[1])
+    y = F.batch_norm(x, *stats, wide(norm.weight), wide(step.bias), step.batch, step.momentum, norm.eps)
+    for kept, updated in zip(own, stats, strict=True):
+        if kept is not None and updated is not None and norm.training:
+            kept.copy_(updated)
     return y
 
 
@@ -160,23 +176,24 @@ class MembraneBatchNorm(nn.Module):
     @property
     def fusible(self) -> bool:
         """Whether a kernel may take its place: nobody listens, and no other process is asked."""
-        silent = all(not m._forward_hooks and not m._forward_pre_hooks for m in (self, self.bn))
+        silent = is_silent(self) and is_silent(self.bn)
         return silent and not (self.training and is_synchronised(self.bn))
 
     def for_steps(self, x: Tensor) -> MembraneNorm:
         """What the kernel that normalises the membranes of [T, B, C, *] has to know; counts T batches."""
         self._check(x[0])
         bn = self.bn
-        _check_values(bn, x[0] if self.per == "channel" else x[0].flatten(1))
-        keep = not bn.training or bn.track_running_stats
+        check_values(bn, x[0] if self.per == "channel" else x[0].flatten(1))
+        steps = [counted(bn, bn.bias) for _ in range(len(x))]
+        one = steps[0]
         return MembraneNorm(
-            bn.running_mean if keep else None,
-            bn.running_var if keep else None,
-            bn.weight,
-            bn.bias,
-            bn.eps,
-            [_count(bn) for _ in range(len(x))],
-            batch=bn.training or bn.running_mean is None,
+            one.running_mean,
+            one.running_var,
+            one.weight,
+            one.bias,
+            one.eps,
+            [step.momentum for step in steps],
+            batch=one.batch,
             carry=self.carry,
             per=self.per,
         )

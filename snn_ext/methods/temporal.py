@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_ext.dynamics.description import Time
 from snn_ext.errors import OptionError, TimestepError
-from snn_ext.methods.norms import BatchNorm
+from snn_ext.kernels import step_norms
+from snn_ext.methods.norms import BatchNorm, check_values, counted, is_silent, normalise
 from snn_ext.methods.paths import located
+from snn_ext.methods.sync import is_synchronised
 
 __all__ = [
     "BatchNormThroughTime",
+    "Slot",
     "TemporalEffectiveBatchNorm",
     "at_step",
     "check_exact",
@@ -23,8 +27,6 @@ __all__ = [
     "through_time",
     "without_bias",
 ]
-
-Norm = Callable[[Tensor], Tensor]
 
 
 def at_step(t: int, made_for: int, norm: nn.Module) -> None:
@@ -42,15 +44,45 @@ def at_step(t: int, made_for: int, norm: nn.Module) -> None:
         )
 
 
-def through_time(x: Tensor, norms: Sequence[Norm], whole: nn.Module) -> Tensor:
-    """BNTT: y[t] = norm_t(x[t]) over [T, B, C, *], T at most the number of norms; `whole` is what they are
+class Slot(NamedTuple):
+    """The batch norm of one step, and the bias it adds there."""
+
+    norm: _BatchNorm
+    bias: Tensor | None
+    is_called: bool = True
+    """As a module, with its hooks. Otherwise it is the one being called now."""
+
+    @classmethod
+    def of(cls, norm: nn.Module) -> Slot:
+        """A norm of its own."""
+        return cls(norm, norm.bias)  # type: ignore[arg-type]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """One step [B, C, *]."""
+        return self.norm(x) if self.is_called else normalise(self.norm, x, self.bias)
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether `step_norms` may take its place on [T, B, C, *]."""
+        norm, channels = self.norm, x.shape[2:3]
+        tensors = (norm.running_mean, norm.running_var, norm.weight, self.bias)
+        same = all(t is None or (t.dtype is x.dtype and t.shape == channels) for t in tensors)
+        return same and not is_synchronised(norm) and not (self.is_called and not is_silent(norm))
+
+
+def through_time(x: Tensor, slots: Sequence[Slot], whole: nn.Module) -> Tensor:
+    """BNTT: y[t] = norm_t(x[t]) over [T, B, C, *], T at most the number of slots; `whole` is what they are
     the parts of.
 
-    One batch norm per step: on the CPU that is as fast as one reshaped call over [B, T * C, *], which
-    has to copy the input (measured 1.12-1.18 against 1.15-1.22 of a plain batch norm).
+    In one function where that gives the same numbers: a loop writes every result and every gradient twice
+    (half as fast as a plain batch norm; benchmarks/norms.py).
     """
-    at_step(len(x) - 1, len(norms), whole)
-    return torch.stack([norm(x_t) for norm, x_t in zip(norms, x.unbind(0), strict=False)])
+    at_step(len(x) - 1, len(slots), whole)
+    slots = slots[: len(x)]
+    alike = len({slot.norm.training or slot.norm.running_mean is None for slot in slots}) == 1
+    if not (alike and step_norms.fits(x) and all(slot.fits(x) for slot in slots)):
+        return torch.stack([slot(x_t) for slot, x_t in zip(slots, x.unbind(0), strict=True)])
+    check_values(slots[0].norm, x[0])
+    return step_norms.run(x, [counted(slot.norm, slot.bias) for slot in slots])
 
 
 def scaled(y: Tensor, scale: Tensor) -> Tensor:
@@ -140,7 +172,7 @@ class BatchNormThroughTime(_OverTime):
 
     def sequence(self, x: Tensor) -> Tensor:
         """A whole sequence [T, B, C, *]."""
-        return through_time(x, list(self.slots), self)
+        return through_time(x, [Slot.of(norm) for norm in self.slots], self)
 
     def step(self, t: int, x: Tensor) -> Tensor:
         """One step [B, C, *] by its 0-based number."""
@@ -187,7 +219,7 @@ class TemporalEffectiveBatchNorm(_OverTime):
     def sequence(self, x: Tensor) -> Tensor:
         """A whole sequence [T, B, C, *]."""
         if self.stats == "step":
-            return scaled(through_time(x, [self.bn] * len(self.scale), self), self.scale)
+            return scaled(through_time(x, [Slot.of(self.bn)] * len(self.scale), self), self.scale)
         check_exact(len(x), len(self.scale), self, training=self.bn.training)
         return scaled(self.bn(x.flatten(0, 1)).view(x.shape), self.scale)
 

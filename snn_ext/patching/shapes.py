@@ -61,7 +61,11 @@ def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, l
 
 
 def refuse_lazy(root: nn.Module) -> None:
-    """Raises ShapeUnknownError if the first call would make parameters, which cannot be taken back."""
+    """A model whose parameters have no shape yet cannot be run without changing it.
+
+    Raises:
+        ShapeUnknownError: it has lazy modules.
+    """
     lazy = [name for name, p in root.named_parameters() if is_lazy(p)]
     if lazy:
         raise ShapeUnknownError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -143,6 +144,20 @@ def test_compiled_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
     monkeypatch.setattr(build.Compiler, "compile", lambda *_: pytest.fail("compiled again"))
     build.load(KERNEL)
+
+
+def test_the_first_call_says_how_long_it_took(caplog: pytest.LogCaptureFixture) -> None:
+    compiled, loaded = host_backend.Host(), host_backend.Host()
+    with caplog.at_level(logging.INFO, "snn_ext"):
+        for host in (compiled, compiled, loaded):
+            host.load(Spec())
+    found = [
+        re.fullmatch(r"host: a kernel was ready in (.*) s \(.*\)", r.getMessage()) for r in caplog.records
+    ]
+    compiling, loading = (float(m[1]) for m in found if m)
+    assert compiling > loading
+    first, second = ({s.name: s.seconds for s in registry.backends()}["host"] for _ in range(2))
+    assert first > second >= 0
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "another kernel's"])

@@ -132,6 +132,18 @@ def test_a_cupy_that_cannot_compile(paper: Paper, monkeypatch: pytest.MonkeyPatc
     assert launcher.unavailable() == "cupy cannot be used: no NVRTC"
 
 
+def test_the_probe_compiles(paper: Paper, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = cupy_backend.Cupy()
+    monkeypatch.setattr(cupy_backend, "CUPY", launcher)
+    monkeypatch.setattr(cupy_backend, "unavailable", lambda: None)
+    assert cupy_backend.probe() is None
+    assert cupy_backend.probe() is None
+    assert len(paper.modules) == 1, "once"
+    monkeypatch.setattr(cupy_backend, "CUPY", cupy_backend.Cupy())
+    monkeypatch.setattr(paper, "RawModule", lambda **_: (_ for _ in ()).throw(RuntimeError("no NVRTC")))
+    assert "no NVRTC" in str(cupy_backend.probe())
+
+
 def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cupy_backend.unavailable() == "torch finds no CUDA device"

@@ -23,8 +23,9 @@ struct Scratch {
 };
 inline thread_local Scratch scratch;
 
-template <class Run> int tiles(const Arguments& a, i64 lanes, Run run) {
-    i64 count = (a.neurons + lanes - 1) / lanes;
+// Runs tiles of `neurons` neurons in all.
+template <class Run> int tiles(const Arguments& a, i64 neurons, i64 lanes, Run run) {
+    i64 count = (neurons + lanes - 1) / lanes;
     int failed = 0;
 #ifdef _OPENMP
     i64 most = a.neurons * a.steps / GRAIN;
@@ -32,17 +33,17 @@ template <class Run> int tiles(const Arguments& a, i64 lanes, Run run) {
     if (threads > 1 && count > 1) {
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
         for (i64 k = 0; k < count; ++k)
-            failed |= run(k * lanes, int(lanes < a.neurons - k * lanes ? lanes : a.neurons - k * lanes));
+            failed |= run(k * lanes, int(lanes < neurons - k * lanes ? lanes : neurons - k * lanes));
         return failed;
     }
 #endif
     for (i64 k = 0; k < count; ++k)
-        failed |= run(k * lanes, int(lanes < a.neurons - k * lanes ? lanes : a.neurons - k * lanes));
+        failed |= run(k * lanes, int(lanes < neurons - k * lanes ? lanes : neurons - k * lanes));
     return failed;
 }
 
 template <class S, bool U> int forward(const Arguments& a) {
-    return tiles(a, LANES, [&](i64 begin, int lanes) {
+    return tiles(a, a.neurons, LANES, [&](i64 begin, int lanes) {
         forward_lanes<S, U>(a, begin, lanes);
         return 0;
     });
@@ -52,10 +53,13 @@ template <class S, bool U> int backward(const Arguments& a) {
     using R = typename S::state;
     i64 lanes = LANES, bytes = a.steps * i64(sizeof(R));
     if (!a.h.data && lanes * bytes > SCRATCH) lanes = SCRATCH / bytes < 64 ? 64 : SCRATCH / bytes / 64 * 64;
-    return tiles(a, lanes, [&](i64 begin, int count) {
+    return tiles(a, a.shared ? a.shared : a.neurons, lanes, [&](i64 begin, int count) {
         R* h = a.h.data ? nullptr : (R*)scratch.get(size_t(count * bytes));
         if (!a.h.data && !h) return 1;
-        backward_lanes<S, U>(a, begin, count, h);
+        if (a.shared)
+            backward_samples<S, U>(a, begin, count, h);
+        else
+            backward_lanes<S, U>(a, begin, count, h, a.grad_v ? (R*)a.grad_v + begin : nullptr);
         return 0;
     });
 }

@@ -16,8 +16,9 @@ template <class R> struct Row {
 
     void fill(const Parameter& p, i64 offset, i64 begin, int lanes) {
         const R* data = (const R*)p.data + offset;
-        if (!p.data) {
-            for (int i = 0; i < lanes; ++i) lane[i] = R(p.value);
+        if (!p.data || p.period == 1) {
+            R value = p.data ? *data : R(p.value);
+            for (int i = 0; i < lanes; ++i) lane[i] = value;
             return;
         }
         for (int i = 0; i < lanes;) {
@@ -25,9 +26,10 @@ template <class R> struct Row {
             int stop = run < lanes - i ? i + int(run) : lanes;
             const R* from = data + (n / p.inner) % p.period;
             if (p.inner == 1)
-                for (; i < stop; ++i) lane[i] = *from++;
+                __builtin_memcpy(lane + i, from, (stop - i) * sizeof(R));
             else
-                for (; i < stop; ++i) lane[i] = *from;
+                for (int k = i; k < stop; ++k) lane[k] = *from;
+            i = stop;
         }
     }
 };
@@ -139,7 +141,10 @@ template <class S, bool U> void forward_lanes(const Arguments& a, i64 begin, int
     forward_tile(a, begin, lanes, tile, h, a.h.data ? a.h.step : 0, true);
 }
 
-template <class S, bool U> void backward_lanes(const Arguments& a, i64 begin, int lanes, typename S::state* scratch) {
+// All steps of one tile back. grad_v_to: where to put the gradients of the first membranes (null: not asked for).
+template <class S, bool U>
+void backward_lanes(const Arguments& a, i64 begin, int lanes, typename S::state* scratch,
+                    typename S::state* grad_v_to) {
     using R = typename S::state;
     using IO = typename S::io;
     Tile<S, U> tile;
@@ -206,17 +211,32 @@ template <class S, bool U> void backward_lanes(const Arguments& a, i64 begin, in
             }
         }
     }
-    if (!a.grad_v && !S::learn) return;
-    if (S::delayed && a.resume) start(a, tile, begin, lanes, before, due);
-    for (int i = 0; i < lanes; ++i) {
-        Gradients<R> g = {grad_v.lane[i], grad_h.lane[i], R(0), grad_threshold.lane[i]};
-        if (S::delayed && a.resume) backward_start<S>(due.lane[i], g, tile.neuron(i));
-        if (a.grad_v) ((R*)a.grad_v)[begin + i] = g.v;
-        if constexpr (S::learn) {
-            if (a.grad_decay) ((R*)a.grad_decay)[begin + i] = grad_decay.lane[i];
-            if (a.grad_threshold) ((R*)a.grad_threshold)[begin + i] = g.threshold;
+    if (!grad_v_to && !S::learn) return;
+    if (S::delayed && a.resume) {
+        start(a, tile, begin, lanes, before, due);
+        SNN_LANES {
+            Gradients<R> g = {grad_v.lane[i], grad_h.lane[i], R(0), grad_threshold.lane[i]};
+            backward_start<S>(due.lane[i], g, tile.neuron(i));
+            grad_v.lane[i] = g.v;
+            grad_threshold.lane[i] = g.threshold;
         }
     }
+    size_t bytes = lanes * sizeof(R);
+    if (grad_v_to) __builtin_memcpy(grad_v_to, grad_v.lane, bytes);
+    if (a.grad_decay) __builtin_memcpy((R*)a.grad_decay + begin, grad_decay.lane, bytes);
+    if (a.grad_threshold) __builtin_memcpy((R*)a.grad_threshold + begin, grad_threshold.lane, bytes);
+}
+
+// The same for one tile of every sample: the sum stays in the cache, where an array of the batch would not.
+template <class S, bool U>
+void backward_samples(const Arguments& a, i64 begin, int lanes, typename S::state* scratch) {
+    Row<typename S::state> total, sample;
+    for (int i = 0; i < lanes; ++i) total.lane[i] = 0;
+    for (i64 first = begin; first < a.neurons; first += a.shared) {
+        backward_lanes<S, U>(a, first, lanes, scratch, sample.lane);
+        SNN_LANES total.lane[i] += sample.lane[i];
+    }
+    __builtin_memcpy((typename S::state*)a.grad_v + begin, total.lane, lanes * sizeof(total.lane[0]));
 }
 
 }  // namespace snn

@@ -68,9 +68,10 @@ struct Arguments {
     Steps grad_membranes;  // in, null: zero
     const void* grad_membrane;
     Steps grad_x;  // out
-    void* grad_v;  // out [N], of the first membrane
+    void* grad_v;  // out [N], of the first membrane; [shared], summed over the batch, where shared is not 0
     void* grad_decay;      // out [N]
     void* grad_threshold;  // out [N]
+    i64 shared;    // host only: neurons of a sample
     i64 unscaled;  // grad_x is that of the affine's output: the affine itself is learned
 };
 
