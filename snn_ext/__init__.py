@@ -4,7 +4,7 @@ model = snn_ext.patch(model, imp=True, example_input=x)
 crit = snn_ext.loss(model, "tet-s")
 """
 
-from snn_ext import functional, neurons, norms, objectives, surrogates, testing
+from snn_ext import figures, functional, neurons, norms, objectives, surrogates, testing
 from snn_ext.analysis.early_exit import (
     BNTTExit,
     ConfidenceExit,
@@ -21,6 +21,7 @@ from snn_ext.errors import (
     BackendUnavailableError,
     CheckpointError,
     FoldError,
+    MissingDependencyError,
     NothingMatchedError,
     OptionError,
     ReadoutError,
@@ -74,6 +75,7 @@ __all__ = [
     "LayerEnergy",
     "Leak",
     "Loss",
+    "MissingDependencyError",
     "NeuronSpec",
     "NormSpec",
     "NothingMatchedError",
@@ -97,6 +99,7 @@ __all__ = [
     "convert_sync_batchnorm",
     "early_exit",
     "energy",
+    "figures",
     "fold",
     "functional",
     "hookimpl",

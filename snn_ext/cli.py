@@ -1,4 +1,4 @@
-"""The command ``snn-ext``: what works here, and what a patch would do to a model."""
+"""The command ``snn-ext``: what works here, what a patch would do to a model, and figures."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import nn
 
 from snn_ext import kernels
 from snn_ext.errors import OptionError, SnnExtError
+from snn_ext.figures import command as figures
 from snn_ext.methods.options import METHODS
 from snn_ext.patching.apply import plan
 from snn_ext.patching.plugins import adapters
@@ -36,12 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspect.add_argument("--timesteps", type=int, help="T, for bntt and tebn")
     for method in METHODS:
         inspect.add_argument(f"--{method}", action="store_true", help=f"ask for {method} (default: imp)")
+    figures.add_arguments(commands.add_parser("figures", help="Figures 1, 3 and 6 of the IMP paper"))
     given = parser.parse_args(argv)
     console = Console()
     try:
+        if given.command == "figures":
+            return figures.run(given, console)
         return doctor(console) if given.command == "doctor" else _inspect(given, console)
     except SnnExtError as error:
-        Console(stderr=True).print(f"{type(error).__name__}: {error}", markup=False, highlight=False)
+        message = f"{type(error).__name__}: {error}"
+        Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
         return 1
 
 

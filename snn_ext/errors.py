@@ -12,6 +12,7 @@ __all__ = [
     "BackendUnavailableError",
     "CheckpointError",
     "FoldError",
+    "MissingDependencyError",
     "NothingMatchedError",
     "OptionError",
     "ReadoutError",
@@ -86,6 +87,10 @@ class FoldError(SnnExtError):
 
 class CheckpointError(SnnExtError):
     """A checkpoint does not belong to this model, or is damaged."""
+
+
+class MissingDependencyError(SnnExtError, ImportError):
+    """A package that only this function needs is not installed."""
 
 
 class AdapterError(SnnExtError):

@@ -22,6 +22,7 @@ __all__ = [
     "dynamics",
     "equations",
     "merges_time",
+    "recorded_dynamics",
 ]
 
 _PACKAGE = "spikingjelly.activation_based.neuron"
@@ -212,6 +213,11 @@ def equations(module: Any, surrogate: Surrogate = _ATAN) -> Dynamics:
         detach_reset=module.detach_reset,
         surrogate=surrogate,
     )
+
+
+def recorded_dynamics(module: Any) -> Dynamics | None:
+    """`equations` of a node whose calls are nothing but its steps; its surrogate may be any."""
+    return None if _wrapped(module) else dynamics(module)
 
 
 def current_dynamics(module: Any) -> Dynamics | None:

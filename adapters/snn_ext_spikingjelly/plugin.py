@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_ext import AdapterInfo, NeuronSpec, NormSpec, Site, comes_from, hookimpl, swap_class
+from snn_ext.kernels import Call
 
 
 @hookimpl
@@ -63,6 +64,13 @@ def snn_ext_watch(module: nn.Module, note: Callable[[tuple[Any, ...]], None]) ->
             return step(inputs, *args, **kwargs)
 
         module.__dict__["functional_forward"] = noted
+
+
+@hookimpl
+def snn_ext_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    from snn_ext_spikingjelly.state import call_of
+
+    return call_of(module, args[0]) if len(args) == 1 and not kwargs else None
 
 
 @hookimpl
