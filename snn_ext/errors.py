@@ -19,6 +19,7 @@ __all__ = [
     "ShapeUnknownError",
     "SnnExtError",
     "TimestepError",
+    "UnsupportedReleaseError",
     "UnsupportedSiteError",
 ]
 
@@ -90,6 +91,10 @@ class CheckpointError(SnnExtError):
 
 class AdapterError(SnnExtError):
     """An adapter plugin is broken, or two claim one module."""
+
+
+class UnsupportedReleaseError(AdapterError):
+    """The installed release of a framework is one that its adapter cannot patch."""
 
 
 class BackendUnavailableError(SnnExtError):
