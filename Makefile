@@ -27,7 +27,7 @@ compliance: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --pyargs snn_ext.testing
 
 # The same in other releases, old and new, each in an environment of its own; writes docs/compatibility.md.
-# Half an hour and 15 GB of downloads the first time: uv keeps them, and links them into the environments.
+# Ten minutes and 10 GB the first time: uv keeps what it downloads, and links it into the environments.
 compat: $(VENV)/.dev
 	$(BIN)/python compat/run.py
 

@@ -1,10 +1,12 @@
 """Run the compliance suite against released versions, each in an environment of its own.
 
-python compat/run.py        # make compat
+python compat/run.py           # make compat
+python compat/run.py --page    # no runs: the page anew, from the results that are there
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -40,7 +42,16 @@ class CommandFailed(Exception):  # noqa: N818
 
 def main() -> None:
     """Check every environment, and write the results and the page."""
-    console = Console()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--page", action="store_true", help="only write the page anew")
+    if not parser.parse_args().page:
+        write(_all(Console()), RESULTS)
+    PAGE.write_text(render(read(RESULTS)))
+
+
+def _all(console: Console) -> Results:
     wheels = [_wheel(ROOT), _wheel(THIRD_PARTY)]
     newest = {name: _newest(name) for name in NAMED}
     environments = planned(newest, _project(ROOT), _project(THIRD_PARTY))
@@ -49,16 +60,13 @@ def main() -> None:
         with console.status(f"{number} of {len(environments)}: {environment.name}"):
             rows.append(checked(environment, wheels))
         console.print(f"{number} of {len(environments)}: {rows[-1].label}: {rows[-1].state}", markup=False)
-    results = Results(
+    return Results(
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         snn_ext=wheels[0].name.split("-")[1],
         commit=_run("git", "describe", "--always", "--dirty"),
         machine=f"{platform.system()} {platform.machine()}",
         rows=tuple(rows),
     )
-    write(results, RESULTS)
-    PAGE.write_text(render(read(RESULTS)))
-    console.print(f"wrote {PAGE.relative_to(ROOT)}", markup=False)
 
 
 def checked(environment: Environment, wheels: Sequence[Path]) -> Row:

@@ -239,7 +239,9 @@ def test_results_survive_the_file(tmp_path: Path) -> None:
 
 
 def test_the_committed_page_is_what_the_results_say() -> None:
-    assert run.PAGE.read_text() == page.render(results.read(run.RESULTS)), "make compat, or compat/page.py"
+    assert run.PAGE.read_text() == page.render(results.read(run.RESULTS)), (
+        "make compat, or compat/run.py --page"
+    )
 
 
 def test_the_committed_results_are_whole() -> None:
