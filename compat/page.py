@@ -20,8 +20,8 @@ Every row is an environment of its own: the wheel of snn-ext, one release of a f
 newest dependencies that fit together or the lowest that snn-ext allows. In each the compliance suite ran
 (`snn_ext.testing`, see [write your own adapter](adapters/write-your-own.md#3-check-it)) on every network that
 the adapter ships: the numbers count checks on networks. norse is the framework of
-[the third-party adapter](../examples/third_party_adapter/README.md). The suite does not use `torch.compile`, in
-which older torch can do less: see [training](training.md).
+[the third-party adapter](../examples/third_party_adapter/README.md). The suite does not use `torch.compile`,
+in which older torch can do less: see [training](training.md).
 """
 _CHECKS = """\
 Networks that pass a check / on which it can be run; in brackets: on which it cannot ([why](#unsupported)).
