@@ -29,6 +29,7 @@ from snn_ext.errors import (
     ShapeUnknownError,
     SnnExtError,
     TimestepError,
+    UnsupportedReleaseError,
     UnsupportedSiteError,
 )
 from snn_ext.kernels.registry import backends, use_backend
@@ -89,6 +90,7 @@ __all__ = [
     "SnnExtError",
     "Time",
     "TimestepError",
+    "UnsupportedReleaseError",
     "UnsupportedSiteError",
     "adapters",
     "backends",

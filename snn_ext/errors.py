@@ -20,6 +20,7 @@ __all__ = [
     "ShapeUnknownError",
     "SnnExtError",
     "TimestepError",
+    "UnsupportedReleaseError",
     "UnsupportedSiteError",
 ]
 
@@ -95,6 +96,10 @@ class MissingDependencyError(SnnExtError, ImportError):
 
 class AdapterError(SnnExtError):
     """An adapter plugin is broken, or two claim one module."""
+
+
+class UnsupportedReleaseError(AdapterError):
+    """The installed release of a framework is one that its adapter cannot patch."""
 
 
 class BackendUnavailableError(SnnExtError):

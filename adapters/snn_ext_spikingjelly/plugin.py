@@ -22,21 +22,26 @@ def snn_ext_adapter() -> AdapterInfo:
     )
 
 
+@hookimpl
+def snn_ext_check_release() -> None:
+    from snn_ext_spikingjelly.compat import check_release
+
+    check_release()
+
+
 def _is_spikingjelly(root: nn.Module) -> bool:
     return any(comes_from(module, "spikingjelly") for module in root.modules())
 
 
 @hookimpl
 def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | NormSpec | None:
-    if isinstance(module, _BatchNorm) and _is_spikingjelly(root):
-        from snn_ext_spikingjelly.describe import describe_norm
-
-        return describe_norm(module, root)
-    if not comes_from(module, "spikingjelly"):
+    norm = isinstance(module, _BatchNorm) and _is_spikingjelly(root)
+    if not norm and not comes_from(module, "spikingjelly"):
         return None
-    from snn_ext_spikingjelly.describe import describe
+    snn_ext_check_release()  # what is imported next needs names that older releases do not have
+    from snn_ext_spikingjelly.describe import describe, describe_norm
 
-    return describe(module, root)
+    return describe_norm(module, root) if norm else describe(module, root)
 
 
 @hookimpl

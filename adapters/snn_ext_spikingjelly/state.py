@@ -133,7 +133,7 @@ class State(FusedNeuron, base.MemoryModule):  # type: ignore[misc]
 
     def _start(self, v: Any, features: torch.Size, dtype: torch.dtype) -> Tensor | float:
         """The membrane that a sequence starts from; a number in `v` may be the user's choice."""
-        return float(v) if isinstance(v, int | float) else float(self.get_reset_value("v"))
+        return float(v) if isinstance(v, (int, float)) else float(self.get_reset_value("v"))
 
 
 def call_of(module: Any, x: Tensor) -> Call | None:

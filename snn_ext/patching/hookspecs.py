@@ -53,6 +53,15 @@ def snn_ext_adapter() -> AdapterInfo:  # type: ignore[empty-body]
     """Who the adapter is. Must not import its framework."""
 
 
+@hookspec
+def snn_ext_check_release() -> None:
+    """Raise `UnsupportedReleaseError` if the installed release of the framework cannot be patched.
+
+    May import the framework: ``snn-ext doctor`` and the compliance suite ask it. Models are not announced by
+    it, so `snn_ext_describe` must raise the same where it would fail otherwise.
+    """
+
+
 @hookspec(firstresult=True)
 def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | NormSpec | None:
     """Describe `module` if it is a neuron or batch norm of the framework, else None. Pure and cheap.
