@@ -87,7 +87,8 @@ def through_time(x: Tensor, slots: Sequence[Slot], whole: nn.Module) -> Tensor:
 
 def scaled(y: Tensor, scale: Tensor) -> Tensor:
     """TEBN: scale[t] * y[t] over [T, B, C, *]."""
-    return y * scale[: len(y)].view(-1, *[1] * (y.ndim - 1)).to(y.dtype)
+    scale = scale if len(scale) == len(y) else scale[: len(y)]  # a slice has a gradient of its own
+    return y * scale.view(-1, *[1] * (y.ndim - 1)).to(y.dtype)
 
 
 def check_exact(steps: int, made_for: int, norm: nn.Module, *, training: bool) -> None:
