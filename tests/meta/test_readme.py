@@ -29,13 +29,23 @@ def runnable(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)], ids=name)
-def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__page__"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for code in runnable(page):
             exec(compile(code, str(page), "exec"), namespace)
+    printed = table(capsys.readouterr().out)
+    for shown in blocks(page, "text"):
+        assert not shown.startswith("plan for ") or table(shown) in printed, shown
+
+
+def table(text: str) -> str:
+    """A plan without what depends on the machine: the width of columns, and which kernels there are."""
+    return re.sub(r"\b(host|cupy|torch)$", "kernel", re.sub(" +", " ", text), flags=re.MULTILINE)
 
 
 def test_few_blocks_are_not_run() -> None:
