@@ -32,7 +32,8 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Writes site/: open site/index.html. Every warning, broken links and anchors among them, is an error.
+# Writes site/: open site/index.html (searching needs a server: python -m http.server -d site).
+# Every warning, broken links and anchors among them, is an error.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 

@@ -6,13 +6,14 @@ import importlib
 import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -69,13 +70,31 @@ def test_the_site_is_complete_and_loads_nothing_from_elsewhere(site: Path) -> No
     for module in MODULES:
         missing = {f"{module}.{n}" for n in public(importlib.import_module(module))} - found
         assert not missing, f"not in docs/reference: {sorted(missing)}"
+    assert "snn_ext.cli.main" not in found, "the twin: what is not in the reference is not found"
     pages = list(site.rglob("*.html"))
     assert len(pages) > 20
     for page in pages:
         assert not foreign(page.read_text()), f"{page.name} loads {foreign(page.read_text())}"
-    text = (site / "compatibility.html").read_text()
-    assert "compat/results.json" in text
-    assert "../compat" not in text, "what is not on the site is named, not linked"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "see [the file](../../examples/digits.py).",
+            "see the file (`examples/digits.py` in the repository).",
+        ),
+        ("[benchmarks/README.md](../../benchmarks/README.md)", "`benchmarks/README.md`"),
+        ("[IMP](../imp.md#options)", "[IMP](../imp.md#options)"),
+        ("[there](https://example.org)", "[there](https://example.org)"),
+        ("1 \\< 2", "1 &lt; 2"),
+        ("```text\n[a](../../b) \\<\n```", "```text\n[a](../../b) \\<\n```"),
+    ],
+)
+def test_pages_are_made_fit_for_the_site(text: str, shown: str) -> None:
+    hooks = runpy.run_path(str(ROOT / "docs" / "site_hooks.py"))
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="adapters/page.md"))
+    assert hooks["on_page_markdown"](text, page=page) == shown
 
 
 def unknown_parameters(item: Any) -> set[str]:
