@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | bench | compliance | fuzz: each sets up .venv by itself; nothing but Python >= 3.11 is needed.
+# make demo | test | lint | docs | bench | compliance | compat | fuzz: each sets up .venv by itself; nothing but Python >= 3.11 is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ WITH_dev := -e examples/third_party_adapter
 SEED ?= 0
 fuzz: SEED := $(shell date +%s)
 
-.PHONY: demo test fuzz compliance lint docs bench clean
+.PHONY: demo test fuzz compliance compat lint docs bench clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/digits.py
@@ -25,6 +25,11 @@ fuzz: $(VENV)/.dev
 # Is patching still right, in the installed releases of the frameworks?
 compliance: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --pyargs snn_ext.testing
+
+# The same in other releases, old and new, each in an environment of its own; writes docs/compatibility.md.
+# Ten minutes and 10 GB the first time: uv keeps what it downloads, and links it into the environments.
+compat: $(VENV)/.dev
+	$(BIN)/python compat/run.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

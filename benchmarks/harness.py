@@ -8,7 +8,6 @@ down slows all of them down.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.metadata
 import json
 import os
@@ -20,13 +19,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from memory import kept
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from snn_ext.figures.stopwatch import Ratio, Way, interleaved, processor, ratio
 
 __all__ = [
     "Case",
@@ -44,8 +45,6 @@ __all__ = [
 
 ALLOCATOR = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
 """Without it, tensors of 32 MiB and more are fresh pages at every call, and page faults hide the rest."""
-
-Way = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -100,21 +99,6 @@ class Measured:
         return "met" if self.speedup >= self.goal else "MISSED"
 
 
-class Ratio(NamedTuple):
-    """Of times of the same rounds: median and quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-
-def ratio(base: Sequence[float], own: Sequence[float]) -> Ratio:
-    """How many times faster `own` is than `base`."""
-    ratios = [b / o for b, o in zip(base, own, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-    return Ratio(statistics.median(ratios), low, high)
-
-
 def measure(case: Case, device: str = "cpu") -> list[Measured]:
     """All ways of one case, interleaved."""
     torch.manual_seed(0)
@@ -138,56 +122,6 @@ def _summary(case: Case, name: str, times: Mapping[str, list[float]], saved: int
     )
 
 
-def interleaved(ways: Mapping[str, Way], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Seconds of one call of every way, in every round; warmed up first."""
-    loops = {name: _warm(way, device) for name, way in ways.items()}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
-    gc.collect()
-    gc.freeze()  # so that collecting between the rounds takes no time
-    gc.disable()
-    try:
-        for i in range(rounds):
-            first = i % len(names)
-            for name in names[first:] + names[:first]:  # nobody always runs behind the same other
-                times[name].append(_seconds(ways[name], loops[name], device))
-            gc.collect()  # what sits in cycles must not pile up
-    finally:
-        gc.enable()
-        gc.unfreeze()
-    return times
-
-
-def _warm(way: Way, device: str) -> int:
-    """Run until nothing is compiled any more; how many calls fill about 10 ms."""
-    for _ in range(3):
-        way()
-    once = _seconds(way, 1, device)
-    if once < 0.05:
-        once = min(once, *(_seconds(way, 1, device) for _ in range(2)))
-    return max(1, min(200, int(0.01 / max(once, 1e-6))))
-
-
-def _seconds(way: Way, loops: int, device: str) -> float:
-    if device == "cuda":
-        return _device_seconds(way, loops)
-    start = time.process_time()
-    for _ in range(loops):
-        way()
-    return (time.process_time() - start) / loops
-
-
-def _device_seconds(way: Way, loops: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(loops):
-        way()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3 / loops
-
-
 def origin(device: str, command: Iterable[str]) -> dict[str, Any]:
     """Where numbers come from: device, versions, commit, command, allocator."""
     versions = {}
@@ -197,7 +131,7 @@ def origin(device: str, command: Iterable[str]) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions,
@@ -206,14 +140,6 @@ def origin(device: str, command: Iterable[str]) -> dict[str, Any]:
         "allocator": os.environ.get("GLIBC_TUNABLES", "default"),
         "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _commit() -> str:

@@ -4,7 +4,7 @@ model = snn_ext.patch(model, imp=True, example_input=x)
 crit = snn_ext.loss(model, "tet-s")
 """
 
-from snn_ext import functional, neurons, norms, objectives, surrogates, testing
+from snn_ext import figures, functional, neurons, norms, objectives, surrogates, testing
 from snn_ext.analysis.early_exit import (
     BNTTExit,
     ConfidenceExit,
@@ -13,6 +13,7 @@ from snn_ext.analysis.early_exit import (
     calibrate_exit,
     early_exit,
 )
+from snn_ext.analysis.energy import Energy, LayerEnergy, energy
 from snn_ext.dynamics.description import Dynamics, Leak, NeuronSpec, NormSpec, Time
 from snn_ext.errors import (
     AdapterError,
@@ -20,6 +21,7 @@ from snn_ext.errors import (
     BackendUnavailableError,
     CheckpointError,
     FoldError,
+    MissingDependencyError,
     NothingMatchedError,
     OptionError,
     ReadoutError,
@@ -27,6 +29,7 @@ from snn_ext.errors import (
     ShapeUnknownError,
     SnnExtError,
     TimestepError,
+    UnsupportedReleaseError,
     UnsupportedSiteError,
 )
 from snn_ext.kernels.registry import backends, use_backend
@@ -66,11 +69,14 @@ __all__ = [
     "ConfidenceExit",
     "Dynamics",
     "EarlyExit",
+    "Energy",
     "ExitCalibration",
     "FoldError",
     "FoldResult",
+    "LayerEnergy",
     "Leak",
     "Loss",
+    "MissingDependencyError",
     "NeuronSpec",
     "NormSpec",
     "NothingMatchedError",
@@ -84,6 +90,7 @@ __all__ = [
     "SnnExtError",
     "Time",
     "TimestepError",
+    "UnsupportedReleaseError",
     "UnsupportedSiteError",
     "adapters",
     "backends",
@@ -93,6 +100,8 @@ __all__ = [
     "comes_from",
     "convert_sync_batchnorm",
     "early_exit",
+    "energy",
+    "figures",
     "fold",
     "functional",
     "hookimpl",

@@ -1,4 +1,4 @@
-"""The command ``snn-ext``: what works here, and what a patch would do to a model."""
+"""The command ``snn-ext``: what works here, what a patch would do to a model, and figures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from rich.table import Table
 from torch import nn
 
 from snn_ext import kernels
-from snn_ext.errors import OptionError, SnnExtError
+from snn_ext.errors import OptionError, SnnExtError, UnsupportedReleaseError
+from snn_ext.figures import command as figures
 from snn_ext.methods.options import METHODS
 from snn_ext.patching.apply import plan
-from snn_ext.patching.plugins import adapters
+from snn_ext.patching.plugins import Adapter, adapters, ask
 
 __all__ = ["main"]
 
@@ -36,17 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspect.add_argument("--timesteps", type=int, help="T, for bntt and tebn")
     for method in METHODS:
         inspect.add_argument(f"--{method}", action="store_true", help=f"ask for {method} (default: imp)")
+    figures.add_arguments(commands.add_parser("figures", help="Figures 1, 3 and 6 of the IMP paper"))
     given = parser.parse_args(argv)
     console = Console()
     try:
+        if given.command == "figures":
+            return figures.run(given, console)
         return doctor(console) if given.command == "doctor" else _inspect(given, console)
     except SnnExtError as error:
-        Console(stderr=True).print(f"{type(error).__name__}: {error}", markup=False, highlight=False)
+        message = f"{type(error).__name__}: {error}"
+        Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
         return 1
 
 
 def doctor(console: Console) -> int:
-    """Print what works here; 1 if an adapter is broken, or if no compiled kernels work here.
+    """Print what works here; 1 if an adapter cannot work with its framework, or if no compiled kernels work.
 
     A framework that is not installed is no fault.
     """
@@ -54,9 +59,9 @@ def doctor(console: Console) -> int:
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     console.print(f"CUDA device: {cuda}", markup=False)
     table = _table("adapter", "framework", "state", "do")
-    for adapter in adapters():
-        do = "" if adapter.error is None else f"pip install -U {adapter.name}, or report it to its authors"
-        row = (adapter.name, adapter.version or "not installed", adapter.state, do)
+    found_adapters = [(adapter, *_state(adapter)) for adapter in adapters()]
+    for adapter, state, do in found_adapters:
+        row = (adapter.name, adapter.version or "not installed", state, do)
         table.add_row(*map(escape, row))
     console.print(table)
     table = _table("backend", "available", "ready in", "why not", "do")
@@ -68,8 +73,21 @@ def doctor(console: Console) -> int:
     console.print(table)
     console.print(f"asked for: {kernels.wanted()} (SNN_EXT_BACKEND)")
     compiled = any(s.available for s in found if s.name in ("host", "cupy"))
-    broken = any(adapter.error is not None for adapter in adapters())
+    broken = any(do for _, _, do in found_adapters)
     return int(broken or not compiled)
+
+
+def _state(adapter: Adapter) -> tuple[str, str]:
+    """The state of an adapter in this environment, and what to do about it: "" where nothing need be done."""
+    if adapter.error is not None:
+        return adapter.state, f"pip install -U {adapter.name}, or report it to its authors"
+    try:
+        if adapter.version is not None:
+            ask(adapter.name, "snn_ext_check_release")
+    except SnnExtError as error:  # refused by the adapter, or its framework cannot be imported
+        kind = "unsupported" if isinstance(error, UnsupportedReleaseError) else "broken"
+        return f"{kind}: {error.why or error.what}", error.do
+    return adapter.state, ""
 
 
 def _table(*headers: str) -> Table:

@@ -12,6 +12,7 @@ __all__ = [
     "BackendUnavailableError",
     "CheckpointError",
     "FoldError",
+    "MissingDependencyError",
     "NothingMatchedError",
     "OptionError",
     "ReadoutError",
@@ -19,6 +20,7 @@ __all__ = [
     "ShapeUnknownError",
     "SnnExtError",
     "TimestepError",
+    "UnsupportedReleaseError",
     "UnsupportedSiteError",
 ]
 
@@ -88,8 +90,16 @@ class CheckpointError(SnnExtError):
     """A checkpoint does not belong to this model, or is damaged."""
 
 
+class MissingDependencyError(SnnExtError, ImportError):
+    """A package that only this function needs is not installed."""
+
+
 class AdapterError(SnnExtError):
     """An adapter plugin is broken, or two claim one module."""
+
+
+class UnsupportedReleaseError(AdapterError):
+    """The installed release of a framework is one that its adapter cannot patch."""
 
 
 class BackendUnavailableError(SnnExtError):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snn_ext import AdapterInfo, Dynamics, NeuronSpec, Site, Time, functional, hookimpl, register, swap_class
+from snn_ext.kernels import Call
 from snn_ext.neurons import InitialPotential
 from snn_ext.patching import plugins
 
@@ -97,6 +99,16 @@ class ToyAdapter:
         new = ReplacedStepNeuron()
         new.train(site.module.training)
         return new
+
+    @hookimpl
+    def snn_ext_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        (x,) = args
+        if isinstance(module, LeadingNeuron):
+            return Call(x, DYNAMICS, v0=module.start(x))
+        if isinstance(module, StepNeuron):
+            goes_on = module.v is not None and module.v.shape == x.shape
+            return Call(x[None], DYNAMICS, v=module.v if goes_on else module.start(x))
+        return None
 
     @hookimpl
     def snn_ext_reset(self, root: nn.Module) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from snn_ext import Dynamics, NeuronSpec, NormSpec, OptionError, Time, original_class
 from snn_ext.surrogates import ATan, FastSigmoid, Sigmoid, Surrogate
 
-__all__ = ["describe", "describe_norm", "equations"]
+__all__ = ["describe", "describe_norm", "equations", "equations_with"]
 
+_ATAN = ATan()
 _SUPPORTED = (snn.Leaky, snn.Synaptic, snn.Lapicque, snn.RLeaky, snn.RSynaptic)
 # By name: not every release has all of them.
 _REFUSED = {
@@ -138,8 +139,13 @@ def equations(module: Any) -> Dynamics | None:
     """What Leaky, and Lapicque without reset to zero, compute as they are now, learnable parts with their
     gradients; None for others. All but the factor of graded spikes."""
     bump = _surrogate(module.spike_grad)
+    return None if bump is None else equations_with(module, bump)
+
+
+def equations_with(module: Any, bump: Surrogate = _ATAN) -> Dynamics | None:
+    """`equations` with a surrogate that is given, where it is not the neuron's own that matters."""
     plain = not (module.inhibition or module.state_quant)
-    if bump is None or not plain or not getattr(module, "reset_delay", True):
+    if not plain or not getattr(module, "reset_delay", True):
         return None
     # What runs was chosen when the neuron was built; `reset_mechanism` may have changed since.
     charge = getattr(module.state_function, "__func__", None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_ext import AdapterInfo, NeuronSpec, NormSpec, Site, comes_from, hookimpl, swap_class
+from snn_ext.kernels import Call
 
 
 @hookimpl
@@ -52,6 +53,14 @@ def snn_ext_replace(site: Site, methods: tuple[str, ...], features: tuple[int, .
         swap_class(site.module, *mixins(methods))
         adopt_state(site.module)
     return site.module
+
+
+@hookimpl
+def snn_ext_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    from snn_ext_snntorch.state import call_of
+
+    usual = len(args) in (1, 2) and kwargs.keys() <= {"mem"}
+    return call_of(module, *args, **kwargs) if usual else None
 
 
 @hookimpl

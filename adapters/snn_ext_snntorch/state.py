@@ -9,11 +9,12 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
+from snn_ext.kernels import Call
 from snn_ext.methods.fused import FusedNeuron
 from snn_ext.patching.sequence import carried, is_carried, mark_output, steps_behind, tensors_in
-from snn_ext_snntorch.describe import equations
+from snn_ext_snntorch.describe import equations, equations_with
 
-__all__ = ["State"]
+__all__ = ["State", "call_of"]
 
 
 class State(FusedNeuron, snn.SpikingNeuron):  # type: ignore[misc]
@@ -120,3 +121,15 @@ class State(FusedNeuron, snn.SpikingNeuron):  # type: ignore[misc]
         if self._ext_factor[:2] != seen:
             self._ext_factor = (*seen, bool((factor == 1).all()))
         return self._ext_factor[2]
+
+
+def call_of(module: Any, x: Tensor, mem: Tensor | None = None) -> Call | None:
+    """What a neuron, patched or not, would compute with this input; None where its step is another."""
+    exact = equations_with(module) if isinstance(module, snn.Leaky | snn.Lapicque) else None
+    state = module.mem if mem is None else mem
+    if exact is None or not isinstance(state, Tensor):
+        return None
+    if state.shape != x.shape:
+        state = torch.zeros_like(x)
+    patched = isinstance(module, State) and not is_carried(state)
+    return Call(x.unsqueeze(0), exact, v=state, v0=module._start(state) if patched else None, resume=True)

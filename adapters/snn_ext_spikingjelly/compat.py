@@ -7,19 +7,26 @@ import warnings
 from spikingjelly.activation_based import base, neuron
 from torch import nn
 
-__all__ = ["missing_feature", "warn_ignored_overrides"]
+from snn_ext import UnsupportedReleaseError
+
+__all__ = ["check_release", "warn_ignored_overrides"]
 
 _LEGACY_STEPS = ("neuronal_charge", "neuronal_fire", "neuronal_reset")
 
 
-def missing_feature() -> str | None:
-    """What this release lacks for the adapter to work at all, or None."""
+def check_release() -> None:
+    """Raise `UnsupportedReleaseError` unless membranes can enter and steps can be replaced in this release.
+
+    Releases before 2.0.0 run their neurons through compiled evaluation paths of their own, and have no
+    functional step: initial membranes would have no gradient in eval mode, and norms no place.
+    """
     if not hasattr(base.MemoryModule, "materialize_states"):
-        return (
-            "this release of SpikingJelly has no MemoryModule.materialize_states, the only place where"
-            " an initial membrane with a gradient can enter; use spikingjelly >= 2.0.0"
+        raise UnsupportedReleaseError(
+            "this release of SpikingJelly cannot be patched.",
+            why="it has no MemoryModule.materialize_states, the only place where an initial membrane with a"
+            " gradient can enter; spikingjelly 2.0.0 and later have it",
+            do="pip install 'spikingjelly>=2.0.0'",
         )
-    return None
 
 
 def warn_ignored_overrides(module: nn.Module, where: str) -> None:

@@ -12,7 +12,6 @@ from torch import nn
 
 from snn_ext import Dynamics, Leak, NeuronSpec, NormSpec, Time, original_class
 from snn_ext.surrogates import ATan, PiecewiseQuadratic, Rectangle, Sigmoid, Surrogate
-from snn_ext_spikingjelly.compat import missing_feature
 
 __all__ = [
     "calls_steps",
@@ -22,6 +21,7 @@ __all__ = [
     "dynamics",
     "equations",
     "merges_time",
+    "recorded_dynamics",
 ]
 
 _PACKAGE = "spikingjelly.activation_based.neuron"
@@ -37,7 +37,7 @@ def describe(module: nn.Module, root: nn.Module) -> NeuronSpec | None:
     """The spec of a neuron, with the reason where it cannot be patched; None for other modules."""
     if not _is_neuron(module):
         return None
-    reason = missing_feature() or _no_start(module)
+    reason = _no_start(module)
     if reason:
         return NeuronSpec(_time(module, root), threshold=None, unsupported={"*": reason})
     return _spec(module, _time(module, root))
@@ -212,6 +212,11 @@ def equations(module: Any, surrogate: Surrogate = _ATAN) -> Dynamics:
         detach_reset=module.detach_reset,
         surrogate=surrogate,
     )
+
+
+def recorded_dynamics(module: Any) -> Dynamics | None:
+    """`equations` of a node whose calls are nothing but its steps; its surrogate may be any."""
+    return None if _wrapped(module) else dynamics(module)
 
 
 def current_dynamics(module: Any) -> Dynamics | None:

@@ -48,7 +48,8 @@ class IMP(InitialPotential, State):
         return (zeros.to(dtype) + self._start(v, x.shape[1:], dtype), *others)
 
     def _start(self, v: Any, features: torch.Size, dtype: torch.dtype) -> Tensor | float:
-        if isinstance(v, int | float) and v != self.get_reset_value("v"):
+        # A tuple, as in all code that torch.compile traces: in torch 2.6 it cannot trace int | float.
+        if isinstance(v, (int, float)) and v != self.get_reset_value("v"):
             return float(v)
         return self.initial_membrane(features, dtype)
 

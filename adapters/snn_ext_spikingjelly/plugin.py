@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_ext import AdapterInfo, NeuronSpec, NormSpec, Site, comes_from, hookimpl, swap_class
+from snn_ext.kernels import Call
 
 
 @hookimpl
@@ -21,21 +22,26 @@ def snn_ext_adapter() -> AdapterInfo:
     )
 
 
+@hookimpl
+def snn_ext_check_release() -> None:
+    from snn_ext_spikingjelly.compat import check_release
+
+    check_release()
+
+
 def _is_spikingjelly(root: nn.Module) -> bool:
     return any(comes_from(module, "spikingjelly") for module in root.modules())
 
 
 @hookimpl
 def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | NormSpec | None:
-    if isinstance(module, _BatchNorm) and _is_spikingjelly(root):
-        from snn_ext_spikingjelly.describe import describe_norm
-
-        return describe_norm(module, root)
-    if not comes_from(module, "spikingjelly"):
+    norm = isinstance(module, _BatchNorm) and _is_spikingjelly(root)
+    if not norm and not comes_from(module, "spikingjelly"):
         return None
-    from snn_ext_spikingjelly.describe import describe
+    snn_ext_check_release()  # what is imported next needs names that older releases do not have
+    from snn_ext_spikingjelly.describe import describe, describe_norm
 
-    return describe(module, root)
+    return describe_norm(module, root) if norm else describe(module, root)
 
 
 @hookimpl
@@ -63,6 +69,13 @@ def snn_ext_watch(module: nn.Module, note: Callable[[tuple[Any, ...]], None]) ->
             return step(inputs, *args, **kwargs)
 
         module.__dict__["functional_forward"] = noted
+
+
+@hookimpl
+def snn_ext_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    from snn_ext_spikingjelly.state import call_of
+
+    return call_of(module, args[0]) if len(args) == 1 and not kwargs else None
 
 
 @hookimpl

@@ -10,12 +10,13 @@ from spikingjelly.activation_based import base
 from torch import Tensor
 
 from snn_ext import TimestepError
+from snn_ext.kernels import Call
 from snn_ext.methods.fused import FusedNeuron
 from snn_ext.methods.paths import located
 from snn_ext.patching.sequence import carried, is_carried, mark_output, steps_behind
-from snn_ext_spikingjelly.describe import current_dynamics
+from snn_ext_spikingjelly.describe import current_dynamics, recorded_dynamics
 
-__all__ = ["State", "goes_on", "in_dtype_of"]
+__all__ = ["State", "call_of", "goes_on", "in_dtype_of"]
 
 
 class State(FusedNeuron, base.MemoryModule):  # type: ignore[misc]
@@ -132,7 +133,22 @@ class State(FusedNeuron, base.MemoryModule):  # type: ignore[misc]
 
     def _start(self, v: Any, features: torch.Size, dtype: torch.dtype) -> Tensor | float:
         """The membrane that a sequence starts from; a number in `v` may be the user's choice."""
-        return float(v) if isinstance(v, int | float) else float(self.get_reset_value("v"))
+        return float(v) if isinstance(v, (int, float)) else float(self.get_reset_value("v"))
+
+
+def call_of(module: Any, x: Tensor) -> Call | None:
+    """What a node, patched or not, would compute with this input; None where its step is another."""
+    exact = recorded_dynamics(module)
+    if exact is None:
+        return None
+    sequence = x if module.step_mode == "m" else x.unsqueeze(0)
+    v = module._memories["v"]
+    if goes_on(v, sequence[0]):
+        return Call(sequence, exact, v=v)
+    first = v if isinstance(v, int | float) else module.get_reset_value("v")
+    if isinstance(module, State):
+        first = module._start(v, sequence.shape[2:], torch.promote_types(x.dtype, torch.float32))
+    return Call(sequence, exact, v0=first)
 
 
 def goes_on(v: Any, x: Tensor) -> bool:

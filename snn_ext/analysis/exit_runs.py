@@ -31,7 +31,7 @@ def sequence_of(x: Tensor, timesteps: int | None) -> Tensor:
     if not isinstance(x, Tensor) or x.ndim < 2 or not x.numel():
         what = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise OptionError(
-            f"early exit needs a tensor [T, B, ...] or [B, ...] with samples in it, got {what}.",
+            f"one batch is a tensor [T, B, ...] or [B, ...] with samples in it, not {what}.",
             do="pass one batch; static inputs [B, ...] with timesteps=T",
         )
     if timesteps is None:

@@ -1,11 +1,14 @@
 """The fused neuron as operators of torch: what torch.compile, export and dispatch traces see.
 
 Eager calls go past them (`fused.run`): the dispatcher would cost a small layer more than its kernel.
+
+Arguments are `Sequence`, not `list`: torch 2.6 makes schemas of operators from `typing`'s names only.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,7 +44,7 @@ def _encode(plan: Plan) -> tuple[str, str, list[bool], list[float]]:
     return plan.launcher.name, plan.kernel.template, flags, numbers
 
 
-def _decode(launcher: str, kernel: str, flags: list[bool], numbers: list[float]) -> Plan:
+def _decode(launcher: str, kernel: str, flags: Sequence[bool], numbers: Sequence[float]) -> Plan:
     keeps_h, resume, store, has_v0 = flags
     v0, *others = numbers
     return Plan(_LAUNCHERS[launcher], _spec(kernel), keeps_h, resume, store, v0 if has_v0 else None, *others)
@@ -67,8 +70,8 @@ def neuron_forward(
     sign: Tensor | None,
     launcher: str,
     kernel: str,
-    flags: list[bool],
-    numbers: list[float],
+    flags: Sequence[bool],
+    numbers: Sequence[float],
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Spikes, last membrane, membranes and charged membranes (empty where not asked for)."""
@@ -109,9 +112,9 @@ def neuron_backward(
     sign: Tensor | None,
     launcher: str,
     kernel: str,
-    flags: list[bool],
-    numbers: list[float],
-    wanted: list[bool],
+    flags: Sequence[bool],
+    numbers: Sequence[float],
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, first membrane, decay and threshold, per neuron (empty where not wanted)."""
     plan = _decode(launcher, kernel, flags, numbers)

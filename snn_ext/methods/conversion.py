@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_ext.errors import FoldError
+from snn_ext.methods.batch_norms import BatchNorm
 from snn_ext.methods.clock import ClockedNorm
-from snn_ext.methods.norms import BatchNorm
 from snn_ext.methods.paths import located
 from snn_ext.methods.temporal import (
     BatchNormThroughTime,

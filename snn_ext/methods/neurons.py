@@ -204,15 +204,17 @@ class SpikingNeuron(InitialPotential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes in the shape and dtype of `x`: [T, B, *] or [B, *], by `time`."""
+        result = run(self.call(x))
+        self.v = result.membrane
+        return result.spikes if self.time is Time.LEADING else result.spikes[0]
+
+    def call(self, x: Tensor) -> Call:
+        """What `forward` would compute now, as data."""
         sequence = x if self.time is Time.LEADING else x.unsqueeze(0)
         v = self.v
         if v is None or self.time is Time.LEADING or v.shape != sequence.shape[1:]:
-            call = Call(sequence, self.dynamics, v0=self._start(sequence.shape[2:], x))
-        else:
-            call = Call(sequence, self.dynamics, v=v, resume=True)
-        result = run(call)
-        self.v = result.membrane
-        return result.spikes if self.time is Time.LEADING else result.spikes[0]
+            return Call(sequence, self.dynamics, v0=self._start(sequence.shape[2:], x))
+        return Call(sequence, self.dynamics, v=v, resume=True)
 
     def _start(self, features: torch.Size, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from snn_ext.dynamics.description import Time
 from snn_ext.errors import OptionError, TimestepError
 from snn_ext.kernels import step_norms
-from snn_ext.methods.norms import BatchNorm, check_values, counted, is_silent, normalise
+from snn_ext.methods.batch_norms import BatchNorm, check_values, counted, is_silent, normalise
 from snn_ext.methods.paths import located
 from snn_ext.methods.sync import is_synchronised
 

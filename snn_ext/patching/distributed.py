@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snn_ext.dynamics.description import Time
+from snn_ext.methods.batch_norms import BatchNorm, SynchronisedNorm
 from snn_ext.methods.conversion import TimedNorm
-from snn_ext.methods.norms import BatchNorm, SynchronisedNorm
 from snn_ext.methods.paths import remember_path
 from snn_ext.methods.swap import swap_class
 from snn_ext.methods.sync import SYNC

@@ -7,7 +7,7 @@ An adapter is a module or object with some of these hooks, found through the ent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ import pluggy
 from torch import Tensor, nn
 
 from snn_ext.dynamics.description import NeuronSpec, NormSpec
+from snn_ext.kernels import Call
 from snn_ext.methods.objectives import Objective
 
 if TYPE_CHECKING:
@@ -52,6 +53,15 @@ def snn_ext_adapter() -> AdapterInfo:  # type: ignore[empty-body]
     """Who the adapter is. Must not import its framework."""
 
 
+@hookspec
+def snn_ext_check_release() -> None:
+    """Raise `UnsupportedReleaseError` if the installed release of the framework cannot be patched.
+
+    May import the framework: ``snn-ext doctor`` and the compliance suite ask it. Models are not announced by
+    it, so `snn_ext_describe` must raise the same where it would fail otherwise.
+    """
+
+
 @hookspec(firstresult=True)
 def snn_ext_describe(module: nn.Module, path: str, root: nn.Module) -> NeuronSpec | NormSpec | None:
     """Describe `module` if it is a neuron or batch norm of the framework, else None. Pure and cheap.
@@ -79,6 +89,17 @@ def snn_ext_replace(
 def snn_ext_watch(module: nn.Module, note: Callable[[tuple[Any, ...]], None]) -> None:
     """While shapes are traced: let `module` call ``note(inputs)`` where its framework runs it without
     calling the module. All attributes are restored after the trace. Not needed where hooks fire."""
+
+
+@hookspec(firstresult=True)
+def snn_ext_call(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    """What calling a neuron, patched or not, with these arguments would compute now, as data: so that
+    `snn_ext.figures.record` can tell its membranes. None where `Dynamics` cannot express it. Pure.
+
+    ``x`` is the input as given, a step [B, *] as [1, B, *]; ``v`` the membrane (the very tensor) that it
+    goes on from, if any; ``v0`` the start of a sequence that begins. Norms in the neuron are core's to add.
+    Asked again after the call, with the input alone, ``v`` is the membrane that came out.
+    """
 
 
 @hookspec

@@ -19,7 +19,7 @@ from snn_ext.patching import plugins
 from snn_ext.patching.record import walk
 from snn_ext.patching.sites import Site
 
-__all__ = ["follows_weights", "infer", "longest", "run", "timesteps", "trace", "untouched"]
+__all__ = ["follows_weights", "infer", "longest", "refuse_lazy", "run", "timesteps", "trace", "untouched"]
 
 
 def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, list[Tensor]]:
@@ -34,12 +34,7 @@ def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, l
     Raises:
         ShapeUnknownError: the model did not run on it, or has lazy modules.
     """
-    lazy = [name for name, p in root.named_parameters() if is_lazy(p)]
-    if lazy:
-        raise ShapeUnknownError(
-            f"{type(root).__name__} has parameters without a shape: {', '.join(lazy[:3])}.",
-            do="run one forward pass to materialise the lazy modules, then patch",
-        )
+    refuse_lazy(root)
     seen: dict[int, list[Tensor]] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -63,6 +58,20 @@ def trace(root: nn.Module, example_input: Any, sites: list[Site]) -> dict[int, l
                 " keyword arguments (with more than one sample where batch norms train)",
             ) from error
     return seen
+
+
+def refuse_lazy(root: nn.Module) -> None:
+    """A model whose parameters have no shape yet cannot be run without changing it.
+
+    Raises:
+        ShapeUnknownError: it has lazy modules.
+    """
+    lazy = [name for name, p in root.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise ShapeUnknownError(
+            f"{type(root).__name__} has parameters without a shape: {', '.join(lazy[:3])}.",
+            do="run one forward pass to materialise the lazy modules first",
+        )
 
 
 def _note_inputs(note: Callable[..., None], module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -139,6 +139,7 @@ def cases_of(adapter: str) -> tuple[Case, ...]:
 
     Raises:
         AdapterError: no such adapter, it could not be loaded, or its hook answers something else.
+        UnsupportedReleaseError: the adapter refuses the installed release of its framework.
         OptionError: it names a check that does not exist.
     """
     known = {a.name: a for a in plugins.adapters()}
@@ -148,6 +149,7 @@ def cases_of(adapter: str) -> tuple[Case, ...]:
             seen=", ".join(f"{a.name} ({a.state})" for a in known.values()) or "none",
             do="install it, or snn_ext.register(...) it first",
         ) from (known[adapter].error if adapter in known else None)
+    plugins.ask(adapter, "snn_ext_check_release")
     cases = plugins.ask(adapter, "snn_ext_cases") or ()
     if not isinstance(cases, tuple | list) or not all(isinstance(case, Case) for case in cases):
         raise plugins.answered(adapter, "snn_ext_cases", cases, "a sequence of snn_ext.testing.Case")

@@ -29,6 +29,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "SpikingNeuron": (snn.SpikingNeuron, "does not know"),
     "LIF": (lambda: snn.LIF(0.5), "does not know"),
 }
+REFUSED = {name: neuron for name, neuron in REFUSED.items() if hasattr(snn, name)}  # 0.9.4 has fewer
 SUPPORTED: dict[str, Callable[[], nn.Module]] = {
     "Leaky": lambda: snn.Leaky(0.5),
     "Synaptic": lambda: snn.Synaptic(0.5, 0.5),

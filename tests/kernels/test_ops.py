@@ -139,3 +139,12 @@ def test_a_dispatch_trace_sees_the_kernel() -> None:
         registry.run(Call(x, LIF)).spikes.sum().backward()
     assert "snn_ext.neuron_forward.default" in seen
     assert "snn_ext.neuron_backward.default" in seen
+
+
+@pytest.mark.parametrize("name", ["neuron_forward", "neuron_backward"])
+def test_arguments_are_of_types_that_torch_2_6_knows(name: str) -> None:
+    """It evaluates annotations among the names of `typing`, and takes no list[...]."""
+    arguments = {**getattr(ops, name)._init_fn.__annotations__}
+    arguments.pop("return")
+    assert "Sequence[bool]" in arguments.values()
+    assert not [text for text in arguments.values() if "list" in text]

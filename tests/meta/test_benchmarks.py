@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from snn_ext.figures import stopwatch
 from tests.meta.scripts import benchmarks
 
 pytest.importorskip("spikingjelly", reason="spikingjelly is not installed")
@@ -76,7 +77,7 @@ def test_every_way_begins_a_round(clock: list[float]) -> None:
 
 def test_short_calls_are_repeated(clock: list[float]) -> None:
     ways = ticking({"short": 1e-4, "long": 0.5, "instant": 0.0}, clock)
-    loops = {name: harness._warm(way, "cpu") for name, way in ways.items()}
+    loops = {name: stopwatch.warm(way, "cpu") for name, way in ways.items()}
     assert loops["long"] == 1
     assert loops["short"] == pytest.approx(100, abs=1)
     assert loops["instant"] == 200

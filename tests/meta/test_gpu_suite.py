@@ -19,7 +19,7 @@ from rich.console import Console
 
 from snn_ext.kernels import Call, Result, cupy_backend, host_backend, reference_backend
 from snn_ext.kernels.candidates import BACKENDS
-from tests.meta.scripts import FOLDER, benchmarks
+from tests.meta.scripts import ROOT, benchmarks
 
 pytest.importorskip("spikingjelly", reason="spikingjelly is not installed")
 pytest.importorskip("snntorch", reason="snntorch is not installed")
@@ -41,10 +41,8 @@ def _settings_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def suite(*options: str, out: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    command = [sys.executable, str(FOLDER / "gpu_suite.py"), "--out", str(out), *options]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, cwd=FOLDER.parent
-    )
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_suite.py"), "--out", str(out), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
     return done, json.loads(out.read_text()) if out.exists() else {}
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+import snn_ext
 from snn_ext import cli, kernels
 from snn_ext.kernels import BackendStatus
 from snn_ext.patching import plugins
+from tests.toy import ToyAdapter, registered
 
 MODEL = """
 import torch
@@ -65,6 +67,41 @@ def test_doctor_reports_a_broken_adapter(
     monkeypatch.setattr(cli, "adapters", lambda: [broken])
     assert cli.main(["doctor"]) == 1
     assert "[no]" in capsys.readouterr().out
+
+
+class Refusing(ToyAdapter):
+    """Its framework was released too early, or does not import."""
+
+    name = "refusing"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    @snn_ext.hookimpl
+    def snn_ext_check_release(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "do"),
+    [
+        (
+            snn_ext.UnsupportedReleaseError("no.", why="too old", do="pip install new"),
+            "unsupported: too old",
+            "new",
+        ),
+        (ImportError("libold.so"), "broken: ImportError: libold.so", "report this to the authors"),
+    ],
+)
+def test_doctor_asks_whether_the_release_can_be_patched(
+    error: Exception, state: str, do: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with registered(Refusing(error)):
+        assert cli.main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert state in text
+    assert do in text
 
 
 def test_inspect_prints_the_plan(written: str, capsys: pytest.CaptureFixture[str]) -> None:

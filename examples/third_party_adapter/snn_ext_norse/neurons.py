@@ -14,6 +14,7 @@ from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 
 from snn_ext import Dynamics, Leak, NeuronSpec, Time, original_class
 from snn_ext.functional import step
+from snn_ext.kernels import Call
 from snn_ext.neurons import InitialPotential
 from snn_ext.norms import FiringRule, NormalisedInput, NormalisedMembrane
 from snn_ext.patching.sequence import mark_output, steps_behind
@@ -106,3 +107,16 @@ class MPBN(NormalisedMembrane, _Cell):
 
 
 MIXINS = {"imp": IMP, "bntt": Normalised, "tebn": Normalised, "mpbn": MPBN}  # outermost first
+
+
+def call_of(module, input_tensor, state=None):
+    """What a call will compute, as data, so that membranes can be recorded; None where that is not known."""
+    if not isinstance(module, LIFBoxCell) or module.p.v_leak != 0 or _no_membrane_norm(module):
+        return None
+    if state is not None:
+        return Call(input_tensor.unsqueeze(0), equations(module), v=state.v)
+    first = 0.0
+    if isinstance(module, IMP):
+        dtype = torch.promote_types(input_tensor.dtype, torch.float32)
+        first = module.initial_membrane(input_tensor.shape[1:], dtype)
+    return Call(input_tensor.unsqueeze(0), equations(module), v0=first)

@@ -26,6 +26,13 @@ def snn_ext_replace(site, methods, features):
 
 
 @hookimpl
+def snn_ext_call(module, args, kwargs):
+    from snn_ext_norse.neurons import call_of
+
+    return call_of(module, *args, **kwargs)
+
+
+@hookimpl
 def snn_ext_cases():
     from snn_ext_norse.cases import CASES
 

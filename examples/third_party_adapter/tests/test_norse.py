@@ -57,3 +57,31 @@ def test_other_neurons_are_refused_with_a_reason():
     rows = snn_ext.plan(model, imp=snn_ext.IMP(shape="layer")).to_dict()["sites"]
     assert [bool(row["methods"]) for row in rows] == [False, True]
     assert "LIFBoxCell" in rows[0]["note"]
+
+
+@pytest.mark.parametrize(
+    "methods", [{}, {"imp": True}, {"imp": True, "mpbn": True, "bntt": True}], ids="+".join
+)
+def test_membranes_are_recorded_as_states_are_handed_on(methods):
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            state, spikes, membranes = None, [], []
+            for _ in range(5):
+                y, state = self.net(x, state)
+                spikes.append(y)
+                membranes.append(state[1].v)
+            return torch.stack(spikes), torch.stack(membranes)
+
+    model, many = Loop(), torch.randn(9, 4) * 40
+    if methods:
+        snn_ext.patch(model, **methods, timesteps=5, include="net.1", example_input=many)
+    found = snn_ext.figures.record(model, many)
+    spikes, membranes = model(many)
+    assert torch.equal(found.output[0], spikes)
+    assert torch.equal(found["net.1"].v, membranes)
+    assert found["net.1"].spikes.any()
+    assert "equations" in found.skipped["net.3"]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from snn_ext.dynamics import functional
 from snn_ext.dynamics.description import Dynamics, NeuronSpec, NormSpec, Time
 from snn_ext.dynamics.surrogates import fire
-from snn_ext.methods.norms import MembraneBatchNorm, normalise
+from snn_ext.methods.batch_norms import normalise
+from snn_ext.methods.norms import MembraneBatchNorm
 from snn_ext.methods.options import BNTT
 from snn_ext.patching.fold import fold
 from snn_ext.testing.case import Case
