@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | compliance | compat | fuzz: each sets up .venv by itself; nothing but Python >= 3.11 is needed.
+# make demo | test | lint | docs | bench | compliance | compat | fuzz: each sets up .venv by itself; nothing but Python >= 3.11 is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ WITH_dev := -e examples/third_party_adapter
 SEED ?= 0
 fuzz: SEED := $(shell date +%s)
 
-.PHONY: demo test fuzz compliance compat lint bench clean
+.PHONY: demo test fuzz compliance compat lint docs bench clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/digits.py
@@ -37,6 +37,11 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Writes site/: open site/index.html (searching needs a server: python -m http.server -d site).
+# Every warning, broken links and anchors among them, is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # On the CPU, in less than 10 minutes; benchmarks/gpu_suite.py is for CUDA machines.
 bench: $(VENV)/.examples
 	for name in neurons norms networks; do \
@@ -46,11 +51,11 @@ bench: $(VENV)/.examples
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/neurons.py --default-allocator \
 		--out benchmarks/results/cpu-neurons-default-allocator.json
 
-$(VENV)/.examples $(VENV)/.dev: $(VENV)/.%: pyproject.toml
+$(VENV)/.examples $(VENV)/.docs $(VENV)/.dev: $(VENV)/.%: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "snn-ext needs Python >= 3.11: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -e ".[$*]" $(WITH_$*)
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) runs build dist site

@@ -116,7 +116,7 @@ def patch(
         BackendUnavailableError: the backend asked for cannot run here.
         AdapterError: an adapter is broken, or two claim one module.
 
-        After any of them the model is unchanged.
+    After any of them the model is unchanged.
     """
     return plan(
         model,

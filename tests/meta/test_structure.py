@@ -33,7 +33,8 @@ def test_public_names_are_documented(name: str) -> None:
 
 
 def test_public_names_are_in_the_docs() -> None:
-    docs = " ".join(p.read_text() for p in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+    pages = [p for p in ROOT.glob("docs/**/*.md") if p.parent.name != "reference"]  # which only lists them
+    docs = " ".join(p.read_text() for p in [ROOT / "README.md", *pages])
     missing = [name for name in snn_ext.__all__ if not re.search(rf"\b{name}\b", docs)]
     assert not missing
 
