@@ -25,7 +25,7 @@ import convergence_results as results
 import convergence_tables
 import torch
 from convergence_networks import INPUTS, WIDTHS, Task, draw
-from convergence_results import COINCIDE, OBJECTIVES, PUBLISHED_STEPS, Run, Setup
+from convergence_results import COINCIDE, OBJECTIVES, PUBLISHED, PUBLISHED_STEPS, Run, Setup
 from digits import progress_bar
 from digits_results import origin
 from rich.console import Console
@@ -119,18 +119,29 @@ def identity(seed: int, iterations: int) -> dict[str, Any]:
 
 
 def sweep(args: argparse.Namespace) -> list[Setup]:
-    """All trainings, those with published curves first."""
-    first = args.steps.index(PUBLISHED_STEPS) if PUBLISHED_STEPS in args.steps else 0
-    order = [args.steps[first], *args.steps[:first], *args.steps[first + 1 :]]
-    # a deliberately different neuron: would the comparison with the published curves notice?
-    control = Setup("SDT", False, order[0], FIRST_SEED, min(201, args.iterations), reset="hard")
+    """All trainings, those with published curves first: what is interrupted early has its main part."""
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
+    top = PUBLISHED_STEPS if PUBLISHED_STEPS in args.steps else args.steps[-1]
+    pairs = [(top, seed) for seed in seeds]
+    pairs += [(steps, seed) for seed in seeds for steps in args.steps if steps != top]
     found = [
-        Setup(objective, imp, steps, seed, args.long if steps == PUBLISHED_STEPS else args.iterations)
-        for seed, steps, objective, imp in itertools.product(seeds, order, OBJECTIVES, (False, True))
+        Setup(objective, imp, steps, seed, iterations(args, steps, seed))
+        for (steps, seed), objective, imp in itertools.product(pairs, OBJECTIVES, (False, True))
         if steps > 1 or objective == COINCIDE[0] or objective not in COINCIDE
     ]
-    return [*found[:1], control, *found[1:]]
+    # a deliberately different neuron: would the comparison with the published curves notice?
+    controls = [
+        Setup(objective, False, top, FIRST_SEED, min(201, args.iterations), reset="hard")
+        for objective in PUBLISHED
+    ]
+    return [*found, *controls]
+
+
+def iterations(args: argparse.Namespace, steps: int, seed: int) -> int:
+    """At the T of the published curves as many as they have; half as many for further seeds."""
+    if steps != PUBLISHED_STEPS:
+        return int(args.iterations)
+    return int(args.long if seed == FIRST_SEED else args.long // 2 + 1)
 
 
 def train_all(console: Console, setups: Sequence[Setup], folder: Path) -> list[Run]:
@@ -160,7 +171,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--steps", type=int, nargs="+", choices=range(1, 100), metavar="T", help="(default 1 2 4 6)"
     )
     parser.add_argument("--iterations", type=int, metavar="N", help="per training (default 301)")
-    parser.add_argument("--long", type=int, metavar="N", help="the same at T = 4 (default 1000)")
+    parser.add_argument("--long", type=int, metavar="N", help="at T = 4 (default 1000; other seeds: half)")
     parser.add_argument("--out", type=Path, default=Path("runs/convergence"), help="folder for everything")
     parser.add_argument("--quick", action="store_true", help="1 seed, T = 1 and 2, 12 iterations: no result")
     args = parser.parse_args(argv)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-from convergence_results import COINCIDE, OBJECTIVES, PUBLISHED, PUBLISHED_STEPS, Run, select
+from convergence_results import COINCIDE, OBJECTIVES, PUBLISHED, PUBLISHED_STEPS, Run, seeds_of, select
 from digits_figures import STYLE
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ def _steps(runs: Sequence[Run], steps: Sequence[int], path: Path) -> None:
 
 
 def _curves(axes: Axes, runs: Sequence[Run], curve: str, steps: int) -> None:
-    """Mean over the seeds; the band is from the lowest to the highest of them."""
+    """A line for the first seed; the band is from the lowest to the highest, as far as all of them went."""
     for objective in OBJECTIVES:
         if steps == 1 and objective in COINCIDE[1:]:
             continue
@@ -65,12 +65,13 @@ def _curves(axes: Axes, runs: Sequence[Run], curve: str, steps: int) -> None:
             chosen = select(runs, objective, imp, steps)
             if not chosen:
                 continue
-            columns = list(zip(*(run.curve(curve) for run in chosen), strict=True))
             x, color = chosen[0].logged, COLORS[objective]
-            mean = [sum(column) / len(column) for column in columns]
-            axes.plot(x, mean, color=color, linestyle="--" if imp else "-", linewidth=1.7)
-            low, high = [min(column) for column in columns], [max(column) for column in columns]
-            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+            axes.plot(x, chosen[0].curve(curve), color=color, linestyle="--" if imp else "-", linewidth=1.7)
+            shared = [i for i in x if all(i in run.logged for run in chosen)]
+            values = [[run.at(curve, i) for run in chosen] for i in shared]
+            axes.fill_between(
+                shared, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15, linewidth=0
+            )
 
 
 def _published(axes: Axes) -> None:
@@ -93,6 +94,7 @@ def _finish(figure: Figure, title: str, runs: Sequence[Run], path: Path) -> None
         Line2D([], [], color="black", linestyle="", marker="x", label="published, without IMP (T = 4)"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    seeds = len({run.setup.seed for run in runs})
-    figure.suptitle(f"{title}\nmean of {seeds} seeds; band: lowest to highest", fontsize=12)
+    first, *others = seeds_of(runs)
+    band = f"; band: lowest to highest of {len(others) + 1} seeds" if others else ""
+    figure.suptitle(f"{title}\nline: seed {first}{band}", fontsize=12)
     figure.savefig(path)

@@ -133,7 +133,8 @@ def _identity(same: Mapping[str, Any]) -> str:
     equal = all(same["equal"].values())
     return (
         f"T = 1: networks trained for {same['iterations']} iterations with {', '.join(same['objectives'])}"
-        f" (loss then {same['loss']:.3f}) are {'equal to the last bit' if equal else 'NOT EQUAL'}, without and with IMP."
+        f" (loss then {same['loss']:.3f}) are {'equal to the last bit' if equal else 'NOT EQUAL'}, without"
+        " and with IMP."
     )
 
 

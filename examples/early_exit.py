@@ -17,12 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import digits_results
 import matplotlib
 import torch
 from matplotlib.figure import Figure
@@ -335,7 +338,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(f"• {sentence}", highlight=False)
     args.out.mkdir(parents=True, exist_ok=True)
     draw(runs, args.out / "accuracy.png")
-    numbers = {"steps": STEPS, "epochs": epochs, "runs": [asdict(run) for run in runs]}
+    numbers = {
+        "settings": {
+            "command": shlex.join(["python", "examples/early_exit.py", *sys.argv[1:]]),
+            "seeds": list(range(seeds)),
+            "images": [len(part.labels) for part in (training, validation, test)],
+        },
+        "origin": digits_results.origin(),
+        "steps": STEPS,
+        "epochs": epochs,
+        "runs": [asdict(run) for run in runs],
+    }
     (args.out / "results.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
     console.print(f"\nwritten: {args.out / 'accuracy.png'}, {args.out / 'results.json'}", highlight=False)
 
