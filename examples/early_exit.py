@@ -21,9 +21,10 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import digits_results
 import matplotlib
@@ -85,6 +86,23 @@ class Run:
     bntt_exits: bool
     gammas: tuple[float, float]
     seconds: tuple[float, float | None]
+
+
+def from_json(record: dict[str, Any]) -> Run:
+    """What `main` wrote."""
+
+    def points(found: Iterable[dict[str, float]]) -> tuple[Point, ...]:
+        return tuple(Point(**point) for point in found)
+
+    return Run(
+        **{
+            **record,
+            "fixed": points(record["fixed"]),
+            "confidence": {float(p): Point(**point) for p, point in record["confidence"].items()},
+            "calibrated": record["calibrated"] and Point(**record["calibrated"]),
+            "bntt": Point(**record["bntt"]),
+        }
+    )
 
 
 def data(quick: bool) -> tuple[Part, Part, Part]:
