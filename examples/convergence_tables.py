@@ -129,8 +129,8 @@ def _cell(runs: Sequence[Run], curve: str, iteration: int) -> str:
     seeds = sum(iteration in run.logged for run in runs)
     if not seeds:
         return ""
-    digits = 1 if curve.startswith(("accuracy", "silent")) else 3
     mean, deviation = at(runs, curve, iteration)
+    digits = 1 if curve.startswith(("accuracy", "silent")) else 3 if mean >= 0.01 else 4
     spread = "" if deviation is None else f" ± {deviation:.{digits}f}"
     return f"{mean:.{digits}f}{spread} ({seeds})"
 

@@ -22,7 +22,7 @@ import convergence_results
 import convergence_tables
 import digits_results
 import digits_tables
-import early_exit
+import early_exit_results
 import norms_results
 from rich.table import Table
 from rich.text import Text
@@ -133,11 +133,11 @@ def _compared(
 
 
 def early_exit_parts(document: Document) -> dict[str, Part]:
-    runs = [early_exit.from_json(record) for record in document["runs"]]
+    runs = [early_exit_results.from_json(record) for record in document["runs"]]
     _, validation, test = document["settings"]["images"]
     return {
-        "early exit": lambda: markdown(early_exit.table(runs)),
-        "early exit verdict": lambda: bullets(early_exit.verdict(runs, validation, test)),
+        "early exit": lambda: markdown(early_exit_results.table(runs)),
+        "early exit verdict": lambda: bullets(early_exit_results.verdict(runs, validation, test)),
     }
 
 
