@@ -178,6 +178,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, metavar="N", help="per training (default 201)")
     parser.add_argument("--long", type=int, metavar="N", help="at T = 4 (default 1000)")
     parser.add_argument("--out", type=Path, default=Path("runs/convergence"), help="folder for everything")
+    parser.add_argument("--collect", action="store_true", help="train nothing: what is there so far?")
     parser.add_argument("--quick", action="store_true", help="1 seed, T = 1 and 2, 6 iterations: no result")
     args = parser.parse_args(argv)
     args.seeds = args.seeds or (1 if args.quick else 3)
@@ -194,7 +195,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console()
     console.rule("[bold]snn-ext: learning by heart")
     print(snn_ext.report(build(Setup("TET", True, args.steps[-1], FIRST_SEED, 1))[0]), end="\n\n")
-    runs = train_all(console, sweep(args), args.out / "trainings")
+    setups = sweep(args)
+    if args.collect:
+        setups = [setup for setup in setups if results.kept(args.out / "trainings", setup)]
+    runs = train_all(console, setups, args.out / "trainings")
     same = identity(FIRST_SEED, min(100, args.iterations))
     pictures = convergence_figures.draw(runs, args.out)
     numbers = args.out / "results.json"

@@ -175,7 +175,7 @@ def _identity(same: Mapping[str, Any]) -> str:
 
 
 def _imp(runs: Sequence[Run], steps: int) -> str:
-    """Does IMP lower the objective's own loss, early and late, and with how many of the seeds?"""
+    """How much of the objective's own loss does IMP leave, early and late?"""
     parts = []
     for objective in (o for o in OBJECTIVES if steps > 1 or o not in COINCIDE[1:]):
         plain, with_imp = (select(runs, objective, imp, steps) for imp in (False, True))
@@ -183,17 +183,21 @@ def _imp(runs: Sequence[Run], steps: int) -> str:
         if pairs:
             logged = pairs[0][0].logged
             shown = [i for i in (*ACCEPTED, 500) if i in logged[:-1]] + [logged[-1]]
-            parts.append(f"{objective} {', '.join(_lower(pairs, i) for i in shown)}")
-    return f"T = {steps}, seeds with which IMP has the lower loss: {'; '.join(parts)}."
+            parts.append(f"{objective} {', '.join(_left(pairs, i) for i in shown)}")
+    return (
+        f"T = {steps}, loss with IMP in percent of that without, same seed (range over seeds):"
+        f" {'; '.join(parts)}."
+    )
 
 
-def _lower(pairs: Sequence[tuple[Run, Run]], iteration: int) -> str:
-    lower = [
-        with_imp.at("loss", iteration) < plain.at("loss", iteration)
+def _left(pairs: Sequence[tuple[Run, Run]], iteration: int) -> str:
+    left = [
+        100 * with_imp.at("loss", iteration) / plain.at("loss", iteration)
         for plain, with_imp in pairs
         if iteration in plain.logged
     ]
-    return f"{sum(lower)}/{len(lower)} at {iteration}"
+    spread = f" ({min(left):.0f} to {max(left):.0f})" if len(left) > 1 else ""
+    return f"{sum(left) / len(left):.0f}{spread} at {iteration}"
 
 
 def _order(runs: Sequence[Run]) -> list[str]:

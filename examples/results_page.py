@@ -41,14 +41,19 @@ def markdown(table: Table) -> str:
     """A table of the console as one of Markdown; its title above it."""
     rows = [[column.header for column in table.columns]]
     rows += map(list, zip(*(column.cells for column in table.columns), strict=True))  # type: ignore[arg-type]
-    text = [[Text.from_markup(str(cell)).plain.strip() for cell in row] for row in rows]
+    text = [[literal(Text.from_markup(str(cell)).plain.strip()) for cell in row] for row in rows]
     rule = ["---" if i == 0 else "---:" for i in range(len(text[0]))]
     lines = ["| " + " | ".join(row) + " |" for row in (text[0], rule, *text[1:])]
     return "\n".join([f"**{table.title}**", "", *lines])
 
 
 def bullets(sentences: Iterable[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)
+    return "\n".join(f"- {literal(sentence)}" for sentence in sentences)
+
+
+def literal(text: str) -> str:
+    """Without a meaning in Markdown."""
+    return text.replace("*", "\\*").replace("|", "\\|").replace("<", "\\<")
 
 
 # ---------------------------------------------------------------- what the files say
