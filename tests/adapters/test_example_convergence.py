@@ -89,17 +89,18 @@ def test_fewer_steps_are_told_apart(steps: int, committed: dict[str, Any]) -> No
 
 
 def test_a_training_of_today_follows_the_committed_curve(study: Any, committed: dict[str, Any]) -> None:
-    """Gradients are sums in another order on another machine, which 100 iterations amplify: 5 % here, where
-    seeds differ by as much. The published value is met with the tolerance of the acceptance."""
+    """Sums in another order, as on another machine, move the loss by up to half a percent in 100 iterations;
+    2 % are enough to notice a neuron that is reset to zero, which the published curve's tolerance is not."""
     setup = study.Setup("SDT", False, 4, 2024, 101)
     ours = {iteration: point["loss"] for iteration, point in study.iterate(setup, *study.build(setup))}
-    theirs = losses(record(committed, "SDT"))
-    assert math.isclose(ours[0], theirs[0], rel_tol=1e-4)
-    assert [ours[i] for i in range(0, 101, 10)] == pytest.approx(
-        [theirs[i] for i in range(0, 101, 10)], rel=0.05
-    )
+    theirs, hard = (losses(record(committed, "SDT", reset=reset)) for reset in ("soft", "hard"))
+
+    def follows(curve: dict[int, float]) -> bool:
+        return all(math.isclose(curve[i], theirs[i], rel_tol=0.02) for i in range(0, 101, 10))
+
+    assert follows(ours)
+    assert not follows(hard)
     assert abs(ours[100] - 1.422) <= 0.1 * 1.422 + 0.02
-    assert abs(ours[90] - theirs[100]) > 0.05 * theirs[100], "the tolerance would notice ten iterations more"
 
 
 def test_every_configuration_is_there_with_its_origin(committed: dict[str, Any]) -> None:
@@ -221,7 +222,7 @@ def test_what_is_read_is_the_objectives_own_readout(study: Any) -> None:
 
 def test_one_step_makes_the_objectives_one_and_two_do_not(study: Any) -> None:
     assert study.identity(2024, 8)["equal"] == {"without IMP": True, "with IMP": True}
-    assert study.identity(2024, 8, steps=2)["equal"] == {"without IMP": False, "with IMP": False}
+    assert study.identity(2024, 4, steps=2)["equal"] == {"without IMP": False, "with IMP": False}
 
 
 # ---------------------------------------------------------------- the tables follow the numbers
