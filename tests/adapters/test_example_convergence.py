@@ -83,20 +83,26 @@ def test_another_objective_is_told_apart(objective: str, other: str, committed: 
     assert not within(record(committed, other), objective)
 
 
+def test_a_hard_reset_is_told_apart_by_tet_and_not_by_sdt(committed: dict[str, Any]) -> None:
+    """As the page says; for SDT, see below."""
+    assert not within(record(committed, "TET", reset="hard"), "TET")
+    assert within(record(committed, "SDT", reset="hard"), "SDT")
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 def test_fewer_steps_are_told_apart(steps: int, committed: dict[str, Any]) -> None:
     assert not within(record(committed, "SDT", steps=steps), "SDT")
 
 
 def test_a_training_of_today_follows_the_committed_curve(study: Any, committed: dict[str, Any]) -> None:
-    """Sums in another order, as on another machine, move the loss by up to half a percent in 100 iterations;
-    2 % are enough to notice a neuron that is reset to zero, which the published curve's tolerance is not."""
+    """Sums in another order, as on another machine, move the loss by one percent in 100 iterations;
+    2.5 % are enough to notice a neuron that is reset to zero, which the tolerance above is not for SDT."""
     setup = study.Setup("SDT", False, 4, 2024, 101)
     ours = {iteration: point["loss"] for iteration, point in study.iterate(setup, *study.build(setup))}
     theirs, hard = (losses(record(committed, "SDT", reset=reset)) for reset in ("soft", "hard"))
 
     def follows(curve: dict[int, float]) -> bool:
-        return all(math.isclose(curve[i], theirs[i], rel_tol=0.02) for i in range(0, 101, 10))
+        return all(math.isclose(curve[i], theirs[i], rel_tol=0.025) for i in range(0, 101, 10))
 
     assert follows(ours)
     assert not follows(hard)
