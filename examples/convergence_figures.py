@@ -40,18 +40,21 @@ def _scales(runs: Sequence[Run], steps: int, path: Path) -> None:
             axes.set_yscale("log")
         if curve == "loss" and steps == PUBLISHED_STEPS:
             _published(axes)
-    _finish(figure, f"Learning 1,024 random labels by heart, T = {steps}", runs, path)
+    _finish(
+        figure, f"Learning 1,024 random labels by heart, T = {steps}", runs, path, steps == PUBLISHED_STEPS
+    )
 
 
 def _steps(runs: Sequence[Run], steps: Sequence[int], path: Path) -> None:
     figure = Figure(figsize=(14, 4.6), layout="constrained")
-    shortest = min(run.setup.iterations for run in runs if run.setup.reset == "soft")
+    shortest = min(run.setup.iterations for run in runs)
     panels = figure.subplots(1, len(steps), sharex=True, sharey=True, squeeze=False)[0]
     for axes, t in zip(panels, steps, strict=True):
         _curves(axes, runs, "ce_read", t)
         names = " = ".join(COINCIDE)
         axes.set(xlabel="iteration", title=f"T = {t}" + (f": {names}" if t == 1 else ""), yscale="log")
-    panels[0].set_xlim(0, shortest - 1)
+    shown = [run.curve("ce_read")[: run.logged.index(shortest - 1) + 1] for run in runs]
+    panels[0].set(xlim=(0, shortest - 1), ylim=(0.8 * min(map(min, shown)), 4.0))
     panels[0].set_ylabel(SCALES["ce_read"])
     _finish(figure, "The same for other numbers of time steps", runs, path)
 
@@ -86,15 +89,18 @@ def _published(axes: Axes) -> None:
         )
 
 
-def _finish(figure: Figure, title: str, runs: Sequence[Run], path: Path) -> None:
+def _finish(figure: Figure, title: str, runs: Sequence[Run], path: Path, published: bool = False) -> None:
     handles = [Line2D([], [], color=color, label=name, linewidth=2) for name, color in COLORS.items()]
     handles += [
         Line2D([], [], color="black", label="without IMP"),
         Line2D([], [], color="black", linestyle="--", label="with IMP"),
-        Line2D([], [], color="black", linestyle="", marker="x", label="published, without IMP (T = 4)"),
     ]
+    if published:
+        handles.append(
+            Line2D([], [], color="black", linestyle="", marker="x", label="published, without IMP")
+        )
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     first, *others = seeds_of(runs)
-    band = f"; band: lowest to highest of {len(others) + 1} seeds" if others else ""
+    band = f"; band: lowest to highest of up to {len(others) + 1} seeds" if others else ""
     figure.suptitle(f"{title}\nline: seed {first}{band}", fontsize=12)
     figure.savefig(path)
