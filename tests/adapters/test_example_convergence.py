@@ -155,8 +155,12 @@ def test_what_was_trained_is_not_trained_again(
         return whole(setup)
 
     monkeypatch.setattr(study, "train", counting)
+    monkeypatch.setattr(study.convergence_figures, "draw", lambda *_: [])
     kept = sorted((demo.out / "trainings").glob("*.json"))
     kept[3].rename(kept[3].with_suffix(".part"))  # as an interrupted write leaves it
+    study.main(["--quick", "--collect", "--out", str(demo.out)])
+    assert trained == []
+    assert len(json.loads((demo.out / "results.json").read_text("utf-8"))["runs"]) == 13
     study.main(["--quick", "--out", str(demo.out)])
     assert len(trained) == 1
     again = json.loads((demo.out / "results.json").read_text("utf-8"))
