@@ -5,7 +5,7 @@ TET, TET-S and LTS, without and with learnable initial membrane potentials, T = 
 logged on its own scale, as in the paper, and on scales that are the same for all. Finished trainings are kept
 in --out: called again, the script goes on where it was interrupted.
 
-    python examples/convergence.py             about half an hour on one core
+    python examples/convergence.py             about 20 minutes on one core
     python examples/convergence.py --quick     seconds: is everything in place?
 """
 
