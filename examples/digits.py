@@ -139,13 +139,13 @@ def train_all(console: Console, data: Digits, seeds: int, epochs: int) -> list[R
     return runs
 
 
-def progress_bar(console: Console) -> Progress:
-    """What is trained now, epochs done, time gone and left."""
+def progress_bar(console: Console, unit: str = "epochs") -> Progress:
+    """What is trained now, epochs (or other units) done, time gone and left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("epochs"),
+        TextColumn(unit),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),

@@ -177,7 +177,7 @@ def write(
     """All of it as JSON, with what is needed to measure it again; `runs` and `more` are dataclasses."""
     document = {
         "settings": settings,
-        "origin": _origin(),
+        "origin": origin(),
         "runs": [asdict(run) for run in runs],
         "comparisons": [
             {**asdict(c), "spread": None if math.isnan(c.spread) else c.spread, "outcome": c.outcome}
@@ -188,7 +188,8 @@ def write(
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _origin() -> dict[str, Any]:
+def origin() -> dict[str, Any]:
+    """Which code, device and versions the numbers are from."""
     packages = ("snn-ext", "torch", "spikingjelly", "snntorch", "scikit-learn", "matplotlib")
     versions = {package: importlib.metadata.version(package) for package in packages}
     return {

@@ -16,19 +16,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import statistics
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import matplotlib
+import digits_results
 import torch
-from matplotlib.figure import Figure
-from rich import box
+from early_exit_figures import draw
+from early_exit_results import ALLOWED_LOSS, STEPS, THRESHOLDS, Point, Run, table, verdict
 from rich.console import Console
-from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from spikingjelly.activation_based import layer, neuron, surrogate
@@ -37,11 +36,6 @@ from torch import Tensor, nn
 import snn_ext
 from snn_ext import BNTTExit, ConfidenceExit
 from snn_ext.analysis.early_exit import gamma_sizes
-
-STEPS = 16
-THRESHOLDS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97)
-ALLOWED_LOSS = 0.01
-COLORS = {"fixed": "#6b7380", "confidence": "#0b6e99", "calibrated": "#c2410c"}
 
 
 @dataclass(frozen=True)
@@ -55,33 +49,6 @@ class Part:
         """[T, N, 64]: every pixel spikes at random, with its brightness as probability."""
         generator = torch.Generator().manual_seed(seed)
         return torch.bernoulli(self.images.expand(STEPS, *self.images.shape), generator=generator)
-
-
-@dataclass(frozen=True)
-class Point:
-    """Accuracy in percent, and steps used per image on average."""
-
-    accuracy: float
-    steps: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one trained network did.
-
-    `calibrated`, its `threshold` and its time are None where no threshold fitted; `gammas` are the smallest
-    and the largest mean |gamma| of a layer and step; `seconds` with all steps and with the calibrated exit.
-    """
-
-    seed: int
-    fixed: tuple[Point, ...]
-    confidence: dict[float, Point]
-    calibrated: Point | None
-    threshold: float | None
-    bntt: Point
-    bntt_exits: bool
-    gammas: tuple[float, float]
-    seconds: tuple[float, float | None]
 
 
 def data(quick: bool) -> tuple[Part, Part, Part]:
@@ -171,144 +138,6 @@ def measure(net: nn.Module, validation: Part, test: Part, seed: int) -> Run:
     )
 
 
-# ---------------------------------------------------------------- what came of it
-
-
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean ± standard deviation over seeds."""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
-
-
-def row(table: Table, name: str, points: Sequence[Point | None]) -> None:
-    there = [point for point in points if point is not None]
-    if not there:
-        table.add_row(name, "no threshold fits", "", "")
-        return
-    steps = [point.steps for point in there]
-    saved = f"{100 * (1 - statistics.fmean(steps) / STEPS):.0f} %"
-    missing = f" ({len(there)} of {len(points)} seeds)" if len(there) < len(points) else ""
-    table.add_row(name + missing, spread([point.accuracy for point in there]), spread(steps), saved)
-
-
-def table(runs: Sequence[Run]) -> Table:
-    result = Table(
-        title=f"test accuracy and steps used, mean ± standard deviation of {len(runs)} seeds",
-        title_justify="left",
-        box=box.SIMPLE_HEAVY,
-        pad_edge=False,
-    )
-    for header in ("rule", "accuracy (%)", f"steps of {STEPS}", "saved"):
-        result.add_column(header, justify="left" if header == "rule" else "right")
-    for t in (1, 2, 4, 6, 8, 12, STEPS):
-        row(result, f"first {t} for everybody", [run.fixed[t - 1] for run in runs])
-    result.add_section()
-    for p in THRESHOLDS:
-        row(result, f"ConfidenceExit({p})", [run.confidence[p] for run in runs])
-    result.add_section()
-    row(result, "calibrated, loss <= 1 point", [run.calibrated for run in runs])
-    fires = sum(run.bntt_exits for run in runs)
-    row(result, f"BNTTExit(0.1): exits in {fires} of {len(runs)}", [run.bntt for run in runs])
-    return result
-
-
-def against_fixed(run: Run, point: Point) -> float:
-    """Points above stopping everybody after the same mean number of steps (between two t: linear)."""
-    low = min(int(point.steps), STEPS - 1)
-    share = point.steps - low
-    fixed = (1 - share) * run.fixed[low - 1].accuracy + share * run.fixed[low].accuracy
-    return point.accuracy - fixed
-
-
-def verdict(runs: Sequence[Run], validation: int, images: int) -> list[str]:
-    """Sentences made from the numbers alone."""
-    low, high = min(run.gammas[0] for run in runs), max(run.gammas[1] for run in runs)
-    fires = sum(run.bntt_exits for run in runs)
-    said = [
-        f"BNTTExit: {f'an exit in {fires} of {len(runs)} networks' if fires else 'no exit'}. The mean |gamma|"
-        f" of a layer and step lies between {low:.2f} and {high:.2f}; the rule needs all layers below 0.1."
-        + ("" if fires else " Gammas start at 1 and training moves them little: expect it not to fire.")
-    ]
-    pairs = [(run, run.calibrated) for run in runs if run.calibrated is not None]
-    if pairs:
-        loss = [run.fixed[-1].accuracy - point.accuracy for run, point in pairs]
-        gain = [against_fixed(run, point) for run, point in pairs]
-        slow, fast = (statistics.fmean(run.seconds[i] or 0 for run, _ in pairs) for i in (0, 1))
-        said += [
-            f"Calibrated ConfidenceExit: {spread(loss)} points lost on the test images, where"
-            f" {100 * ALLOWED_LOSS:.0f} was allowed on {validation} validation images (there"
-            f" {ALLOWED_LOSS * validation:.0f} images: calibrate on many), and {spread(gain)} points above"
-            " stopping everybody after the same number of steps.",
-            f"Steps are not seconds: {images} images took {1000 * slow:.0f} ms with all steps and"
-            f" {1000 * fast:.0f} ms with the calibrated exit, on this machine. Small layers cost nearly as"
-            " much for few samples as for many.",
-        ]
-    else:
-        said.append("Calibrated ConfidenceExit: no threshold kept to the allowed loss.")
-    said.append(
-        f"One test image is {100 / images:.2f} points. All seeds share one split; the spread is that of the"
-        " training."
-    )
-    return said
-
-
-def draw(runs: Sequence[Run], path: Path) -> None:
-    """Accuracy against steps: one thin pair of lines per seed."""
-    with matplotlib.rc_context({"axes.spines.right": False, "axes.spines.top": False, "font.size": 10}):
-        figure = Figure(figsize=(8, 5), layout="constrained", dpi=160)
-        axes = figure.subplots()
-        for i, run in enumerate(runs):
-            curves = {"fixed": run.fixed, "confidence": tuple(run.confidence.values())}
-            labels = {
-                "fixed": "everybody stops after t steps",
-                "confidence": f"ConfidenceExit, p = {THRESHOLDS[0]} ... {THRESHOLDS[-1]}",
-            }
-            for name, points in curves.items():
-                axes.plot(
-                    [point.steps for point in points],
-                    [point.accuracy for point in points],
-                    color=COLORS[name],
-                    marker="o" if name == "confidence" else ".",
-                    markersize=5,
-                    linewidth=1.3,
-                    alpha=0.75,
-                    label=labels[name] if i == 0 else None,
-                )
-        chosen = [run.calibrated for run in runs if run.calibrated is not None]
-        if chosen:
-            axes.scatter(
-                [point.steps for point in chosen],
-                [point.accuracy for point in chosen],
-                color=COLORS["calibrated"],
-                marker="*",
-                s=170,
-                zorder=5,
-                edgecolors="white",
-                label="calibrated for a loss of 1 point",
-            )
-        fires = sum(run.bntt_exits for run in runs)
-        outcome = "no exit" if not fires else f"exits in {fires} of {len(runs)} networks"
-        axes.scatter(
-            [run.bntt.steps for run in runs],
-            [run.bntt.accuracy for run in runs],
-            facecolors="none",
-            edgecolors="black",
-            marker="s",
-            s=60,
-            zorder=4,
-            label=f"BNTTExit(0.1): {outcome}",
-        )
-        lowest = min(point.accuracy for run in runs for point in run.fixed[1:])
-        axes.set_ylim(max(5 * math.floor((lowest - 2) / 5), 0), 100.5)
-        axes.set_xlim(0.5, STEPS + 0.7)
-        axes.set_xlabel(f"time steps used per image (mean), of {STEPS}")
-        axes.set_ylabel("test accuracy (%)")
-        axes.set_title(f"Early exit on digits, {len(runs)} trained networks", loc="left", weight="bold")
-        axes.grid(alpha=0.25)
-        axes.legend(loc="lower right", frameon=False)
-        figure.savefig(path)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -335,7 +164,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(f"• {sentence}", highlight=False)
     args.out.mkdir(parents=True, exist_ok=True)
     draw(runs, args.out / "accuracy.png")
-    numbers = {"steps": STEPS, "epochs": epochs, "runs": [asdict(run) for run in runs]}
+    numbers = {
+        "settings": {
+            "command": shlex.join(["python", "examples/early_exit.py", *sys.argv[1:]]),
+            "seeds": list(range(seeds)),
+            "images": [len(part.labels) for part in (training, validation, test)],
+        },
+        "origin": digits_results.origin(),
+        "steps": STEPS,
+        "epochs": epochs,
+        "runs": [asdict(run) for run in runs],
+    }
     (args.out / "results.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
     console.print(f"\nwritten: {args.out / 'accuracy.png'}, {args.out / 'results.json'}", highlight=False)
 

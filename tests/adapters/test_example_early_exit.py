@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for modules in imported(monkeypatch, "early_exit"):
+    names = ("early_exit", "early_exit_figures", "early_exit_results", "digits_results")
+    for modules in imported(monkeypatch, *names):
         yield modules.early_exit
 
 
@@ -193,7 +195,8 @@ def shown(example: Any, run: Any, path: Path) -> dict[str, int]:
     pixels = image.imread(path)[..., :3]
     solid = {"fixed": 0.75, "confidence": 0.75, "calibrated": 1.0}
     colours = {
-        name: alpha * np.array(to_rgb(example.COLORS[name])) + 1 - alpha for name, alpha in solid.items()
+        name: alpha * np.array(to_rgb(importlib.import_module("early_exit_figures").COLORS[name])) + 1 - alpha
+        for name, alpha in solid.items()
     }
     return {name: int((abs(pixels - c) < 0.02).all(axis=2).sum()) for name, c in colours.items()}
 
