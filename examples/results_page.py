@@ -4,7 +4,7 @@ A page has marks, `<!-- begin NAME -->` and `<!-- end -->`; what is between them
 files that the examples wrote, by the functions that print the same tables there.
 
     python examples/results_page.py            are the pages up to date? exit status 1 if not
-    python examples/results_page.py --write    bring them up to date
+    python examples/results_page.py --write    bring them up to date, and draw their pictures
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import digits_results
 import digits_tables
 import early_exit_results
 import norms_results
+import results_pictures
 from rich.table import Table
 from rich.text import Text
 
@@ -146,9 +147,12 @@ def early_exit_parts(document: Document) -> dict[str, Part]:
     }
 
 
-def parts(folder: Path) -> dict[str, Part]:
+def read(folder: Path) -> dict[str, Document]:
+    return {name: json.loads((folder / f"{name}.json").read_text("utf-8")) for name in FILES}
+
+
+def parts(documents: dict[str, Document]) -> dict[str, Part]:
     """Everything that a page can ask for, by name."""
-    documents = {name: json.loads((folder / f"{name}.json").read_text("utf-8")) for name in FILES}
     return {
         "sources": lambda: sources(documents),
         **convergence_parts(documents["convergence"]),
@@ -168,7 +172,7 @@ def filled(page: str, found: dict[str, Part]) -> str:
 
 def outdated(docs: Path, write: bool) -> list[str]:
     """Names of the pages that differ from what the numbers say; with `write` they do no more."""
-    found = parts(docs / "results")
+    found = parts(read(docs / "results"))
     names = []
     for name in PAGES:
         old = (docs / name).read_text("utf-8")
@@ -189,6 +193,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = outdated(DOCS, args.write)
     for name in names:
         print(f"docs/{name}: " + ("written" if args.write else "outdated; do: add --write"))
+    if args.write:
+        for path in results_pictures.draw(read(DOCS / "results"), DOCS / "figures"):
+            print(f"docs/figures/{path.name}: drawn")
     return 1 if names and not args.write else 0
 
 

@@ -91,6 +91,13 @@ def test_the_pages_are_up_to_date(script: Any, capsys: pytest.CaptureFixture[str
     assert script.main([]) == 0, capsys.readouterr().out
 
 
+def test_the_pictures_are_drawn_from_the_files(script: Any, tmp_path: Path) -> None:
+    drawn = script.results_pictures.draw(script.read(DOCS / "results"), tmp_path)
+    shown = re.findall(r"\(figures/([\w-]+\.png)\)", (DOCS / RESULTS).read_text("utf-8"))
+    assert sorted(path.name for path in drawn) == sorted(shown)
+    assert all(path.stat().st_size > 10_000 for path in drawn)
+
+
 SPOIL: dict[str, Callable[[dict[str, Any]], object]] = {
     "convergence": lambda found: found["runs"][0]["curves"]["loss"].__setitem__(10, 9.9),
     "digits": lambda found: found["runs"][0]["accuracy"].__setitem__(0, 1.0),

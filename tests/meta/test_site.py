@@ -222,10 +222,7 @@ def test_bad_addresses_are_found(address: str) -> None:
 MADE_BY = {
     r"bench-\w+": "make bench",
     r"figure\d": "snn-ext figures --out docs/figures",
-    r"convergence.*": "python examples/convergence.py",
-    r"digits-\w+": "python examples/digits.py",
-    r"norms-\w+": "python examples/norms.py",
-    r"early-exit": "python examples/early_exit.py",
+    r"(convergence|digits|norms|early-exit).*": "python examples/results_page.py --write",
 }
 
 
