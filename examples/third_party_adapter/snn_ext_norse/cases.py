@@ -13,23 +13,20 @@ def _box(**parameters):
     return LIFBoxCell(LIFBoxParameters(tau_mem_inv=torch.tensor(1.0), **parameters), dt=0.5)
 
 
-def _boxes():
-    soft = _box(v_th=torch.tensor(0.5), reset_method=reset_subtract)
-    return _driven(SequentialState(nn.Linear(4, 6), _box(), nn.Linear(6, 5), soft, nn.Linear(5, 3)))
-
-
-def _currents():
-    slow = LIFCell(LIFParameters(tau_mem_inv=torch.tensor(500.0)))
-    resting = _box(v_leak=torch.tensor(0.25), v_reset=torch.tensor(0.25))
-    return _driven(SequentialState(nn.Linear(4, 6), slow, nn.Linear(6, 5), resting, nn.Linear(5, 3)))
-
-
-def _driven(net):
-    with torch.no_grad():
-        for module in net:
-            if isinstance(module, nn.Linear):
-                module.weight.mul_(5)
+def _net(first, second):
+    net = SequentialState(nn.Linear(4, 6), first, nn.Linear(6, 5), second, nn.Linear(5, 3))
+    for i in (0, 2, 4):
+        net[i].weight.data.mul_(5)  # enough to fire
     return net
+
+
+def boxes():
+    return _net(_box(), _box(v_th=torch.tensor(0.5), reset_method=reset_subtract))
+
+
+def currents():
+    slow = LIFCell(LIFParameters(tau_mem_inv=torch.tensor(500.0)))
+    return _net(slow, _box(v_leak=torch.tensor(0.25), v_reset=torch.tensor(0.25)))
 
 
 def _loop(module, x):
@@ -41,16 +38,11 @@ def _loop(module, x):
     return torch.stack(spikes)
 
 
-def _case(name, make_model):
-    return Case(
-        name=f"norse-{name}",
-        make_model=make_model,
-        make_input=lambda batch: torch.rand(6, batch, 4) * 4 - 1,
-        run=_loop,
-        play=_loop,
-        example=lambda x: x[0],
-        neurons=("1", "3"),
-    )
-
-
-CASES = (_case("boxes", _boxes), _case("currents", _currents))
+_RUN = {
+    "make_input": lambda batch: torch.rand(6, batch, 4) * 4 - 1,
+    "run": _loop,
+    "play": _loop,
+    "example": lambda x: x[0],
+    "neurons": ("1", "3"),
+}
+CASES = tuple(Case(name=f"norse-{net.__name__}", make_model=net, **_RUN) for net in (boxes, currents))

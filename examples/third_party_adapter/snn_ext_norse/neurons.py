@@ -1,15 +1,10 @@
-"""norse's cells as data, and what they become: the same cell, with another first state, input or decision.
-
-norse's states are in the user's hands: a cell returns (spikes, state), and a sequence begins where it is
-given None.
-"""
+"""norse's cells as data, and what they become: the same cell, with another first state, input or decision."""
 
 import torch
+from norse.torch import LIFBoxCell, LIFCell
 from norse.torch.functional.lif_box import lif_box_feed_forward_step
 from norse.torch.functional.reset import reset_subtract, reset_value
 from norse.torch.functional.threshold import threshold
-from norse.torch.module.lif import LIFCell
-from norse.torch.module.lif_box import LIFBoxCell
 from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 
 from snn_ext import Dynamics, Leak, NeuronSpec, Time, original_class
@@ -27,16 +22,13 @@ def describe(module):
         return None
     time = Time.LEADING if isinstance(module, SNN | SNNRecurrent) else Time.PER_CALL
     p = module.p
-    if not isinstance(module, LIFBoxCell | LIFCell):
-        reason = "this adapter knows LIFBoxCell and LIFCell"
-    elif getattr(p.v_leak, "ndim", 0):
-        reason = "its leak potential, which it starts from, is not one number"
-    else:
-        theta = float(p.v_th) if p.v_th.ndim == 0 else p.v_th
-        reason = _no_membrane_norm(module)
-        exact = None if reason or p.v_leak != 0 else equations(module)
-        return NeuronSpec(time, float(p.v_leak), theta, exact, unsupported={"mpbn": reason} if reason else {})
-    return NeuronSpec(time, threshold=None, unsupported={"*": reason})
+    if not isinstance(module, LIFBoxCell | LIFCell) or getattr(p.v_leak, "ndim", 0):
+        reason = "this adapter knows LIFBoxCell and LIFCell whose leak potential is one number"
+        return NeuronSpec(time, threshold=None, unsupported={"*": reason})
+    theta = float(p.v_th) if p.v_th.ndim == 0 else p.v_th
+    reason = _no_membrane_norm(module)
+    exact = None if reason or p.v_leak != 0 else equations(module)
+    return NeuronSpec(time, float(p.v_leak), theta, exact, unsupported={"mpbn": reason} if reason else {})
 
 
 def _no_membrane_norm(module):
@@ -74,12 +66,13 @@ class _Cell(SNNCell):
 class IMP(InitialPotential, _Cell):
     """A sequence that is given no state starts from V0."""
 
-    def forward(self, input_tensor, state=None):
+    def first(self, x):
+        return self.initial_membrane(x.shape[1:], torch.promote_types(x.dtype, torch.float32))
+
+    def forward(self, x, state=None):
         if state is None:
-            dtype = torch.promote_types(input_tensor.dtype, torch.float32)
-            v0 = self.initial_membrane(input_tensor.shape[1:], dtype)
-            state = self.state_fallback(input_tensor)._replace(v=v0.expand(input_tensor.shape))
-        return super().forward(input_tensor, state)
+            state = self.state_fallback(x)._replace(v=self.first(x).expand_as(x))
+        return super().forward(x, state)
 
 
 class Normalised(NormalisedInput, _Cell):
@@ -96,8 +89,7 @@ class MPBN(NormalisedMembrane, _Cell):
     """Decides on the normalised membrane; the step is that of `equations`."""
 
     def firing_rule(self):
-        p = self.p
-        return FiringRule(p.v_th, lambda u: threshold(u, p.method, p.alpha), fires_at_equality=False)
+        return FiringRule(self.p.v_th, lambda u: threshold(u, self.p.method, self.p.alpha), False)
 
     def forward(self, input_tensor, state=None):
         state = self.state_fallback(input_tensor) if state is None else state
@@ -109,14 +101,10 @@ class MPBN(NormalisedMembrane, _Cell):
 MIXINS = {"imp": IMP, "bntt": Normalised, "tebn": Normalised, "mpbn": MPBN}  # outermost first
 
 
-def call_of(module, input_tensor, state=None):
+def call_of(module, x, state=None):
     """What a call will compute, as data, so that membranes can be recorded; None where that is not known."""
     if not isinstance(module, LIFBoxCell) or module.p.v_leak != 0 or _no_membrane_norm(module):
         return None
-    if state is not None:
-        return Call(input_tensor.unsqueeze(0), equations(module), v=state.v)
-    first = 0.0
-    if isinstance(module, IMP):
-        dtype = torch.promote_types(input_tensor.dtype, torch.float32)
-        first = module.initial_membrane(input_tensor.shape[1:], dtype)
-    return Call(input_tensor.unsqueeze(0), equations(module), v0=first)
+    v0 = module.first(x) if isinstance(module, IMP) else 0.0
+    start = {"v0": v0} if state is None else {"v": state.v}
+    return Call(x.unsqueeze(0), equations(module), **start)

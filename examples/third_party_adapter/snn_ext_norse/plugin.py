@@ -14,7 +14,6 @@ def snn_ext_describe(module, path, root):
         from snn_ext_norse.neurons import describe
 
         return describe(module)
-    return None
 
 
 @hookimpl
