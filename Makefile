@@ -20,7 +20,7 @@ test: $(VENV)/.dev
 # Every night: 10,000 hostile models and damaged files instead of 500.
 fuzz: $(VENV)/.dev
 	SNN_EXT_EXAMPLES=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(SEED) \
-		tests/property/test_hostile.py tests/property/test_torn_files.py
+		tests/property/test_hostile.py tests/property/test_torn_files.py tests/adapters/test_hostile.py
 
 # Is patching still right, in the installed releases of the frameworks?
 compliance: $(VENV)/.dev
