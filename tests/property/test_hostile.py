@@ -47,12 +47,14 @@ def explained(error: SnnExtError) -> None:
     assert "\n  do: " in str(error), error
 
 
-def check_patch(model: nn.Module, options: dict[str, Any]) -> bool:
-    """True if it was patched."""
+def check_patch(
+    model: nn.Module, options: dict[str, Any], accepted: type[SnnExtError] | tuple[Any, ...] = SnnExtError
+) -> bool:
+    """True if it was patched. `accepted`: the errors that may be raised."""
     before, random = snapshot(model), torch.get_rng_state()
     try:
         plan = snn_ext.plan(model, **options)
-    except SnnExtError as error:
+    except accepted as error:
         explained(error)
         event(f"{type(error).__name__}: {str(error).splitlines()[0][:60]}")
         same(model, before, "a plan that failed")
@@ -64,7 +66,7 @@ def check_patch(model: nn.Module, options: dict[str, Any]) -> bool:
     before_keys = keys(model)
     try:
         patched = plan.apply()
-    except SnnExtError as error:
+    except accepted as error:
         explained(error)
         same(model, before, "a patch that failed")
         return False
