@@ -116,3 +116,44 @@ def test_slots_start_as_copies_of_the_batch_norm_of_an_older_checkpoint(
             assert torch.equal(getattr(slot, name), getattr(old[1], name))
             assert getattr(slot, name) is not getattr(net[1], name)
     assert torch.equal(net[2].mpbn.bn.weight, kept)
+
+
+def test_parts_are_made_on_the_device_of_their_place() -> None:
+    for option in (BNTT(), TEBN(), MPBN(), snn_ext.IMP()):
+        part = new_part(option, PLACE, device=torch.device("meta"), dtype=torch.float32)
+        tensors = [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+        assert all(t.is_meta for t in tensors)
+
+
+@pytest.mark.parametrize("init", [0.0, 1.0, (0.0, 0.5), (0.5, 1.0)])
+def test_starts_at_the_ends_of_a_sigmoid_are_refused(init: Any) -> None:
+    with pytest.raises(snn_ext.OptionError, match=r"\n  do: "):
+        snn_ext.IMP(init=init, squash="sigmoid")
+
+
+@pytest.mark.parametrize("threshold", [3.0, 2.1, 0.1])
+def test_half_a_threshold_outside_of_a_sigmoid_is_refused(threshold: float) -> None:
+    place = Place(nn.Identity(), NeuronSpec(Time.LEADING, threshold=threshold), (50,), T)
+    with pytest.raises(snn_ext.OptionError, match="in \\(0, 1\\)"):
+        new_part(
+            snn_ext.IMP(init="half", squash="sigmoid"), place, device=torch.device("cpu"), dtype=torch.float32
+        )
+
+
+def test_over_time_in_training_the_steps_must_be_all_of_them(toy_framework: None) -> None:
+    def tebn(stats: Any) -> Any:
+        net = nn.Sequential(nn.Linear(C, C), Norm(C), Neuron())
+        return snn_ext.patch(net, tebn=TEBN(stats=stats), example_input=X)[1]
+
+    for stats in ("joint", "step"):
+        norm = tebn(stats)
+        with pytest.raises(snn_ext.TimestepError, match=r"where: 1 \(Norm\)"):
+            norm.sequence(torch.rand(T + 1, 5, C))
+    joint, step = tebn("joint"), tebn("step")
+    with pytest.raises(snn_ext.TimestepError):
+        joint.sequence(X[:2])
+    assert joint.eval().sequence(X[:2]).shape == (2, 5, C)
+    with pytest.raises(snn_ext.SnnExtError, match="joint"):
+        joint.train().step(0, X[0])
+    assert step.step(0, X[0]).shape == (5, C)
+    assert joint.eval().step(0, X[0]).shape == (5, C)
