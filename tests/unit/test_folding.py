@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import snn_ext
 from snn_ext import BNTT, TEBN, FoldError, FoldResult, TimestepError
 from snn_ext.methods.folding import blank_time_fold, fold_time
+from snn_ext.methods.paths import located
 from snn_ext.norms import FoldedTime
 from snn_ext.testing.toy import Neuron, Norm, ToyAdapter, registered
 
@@ -206,3 +207,10 @@ def test_nothing_to_fold_is_said() -> None:
     snn_ext.patch(unknown, bntt=True, timesteps=T)
     with pytest.raises(FoldError, match="where: 1\n"):
         snn_ext.fold(unknown.eval())
+
+
+def test_what_a_fold_installs_knows_where_it_is() -> None:
+    net = trained(True, mpbn=True, bntt=True)
+    snn_ext.fold(net)
+    assert located(net[2].mpbn) == "2.mpbn (FoldedMembraneNorm)"
+    assert located(net[1].bntt) == "1.bntt (FoldedTime)"

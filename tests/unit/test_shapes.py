@@ -102,3 +102,58 @@ def test_plans_name_the_clock_of_a_norm() -> None:
             snn_ext.plan(net[:2], bntt=True, timesteps=3)
         with pytest.raises(snn_ext.UnsupportedSiteError, match="no neuron follows it"):
             snn_ext.plan(net[:2], bntt={"1": True}, timesteps=3)
+
+
+def test_norms_remember_whom_to_ask_unless_nobody_knows_the_time() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), Norm(4), nn.Identity(), Neuron())
+    with registered(Stepping()):
+        plan = snn_ext.plan(net, imp=True, bntt=BNTT(at="norm"), example_input=X)
+        norm, neuron = plan.decisions
+        assert norm.clock is neuron.site
+        assert not plan.to_dict()["sites"][0]["note"]
+
+        class Timeless(Stepping):
+            def describe(self, module: nn.Module, path: str, root: nn.Module) -> Any:
+                spec = super().describe(module, path, root)
+                refuses = isinstance(spec, NeuronSpec)
+                return NeuronSpec(Time.PER_CALL, unsupported={"clock": "it is timeless"}) if refuses else spec
+
+    with registered(Timeless()), pytest.raises(snn_ext.NothingMatchedError, match="no neuron follows it"):
+        snn_ext.plan(net, bntt=BNTT(at="norm"), timesteps=3)
+
+
+def test_what_plans_say_of_every_site(toy_framework: None) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), Neuron(), Norm(4), Neuron(floor=-1.0))
+
+    def rows(**options: Any) -> dict[str, tuple[Any, ...]]:
+        plan = snn_ext.plan(net, **options)
+        return {d.site.path: (d.features, d.origin, d.reason, d.omitted) for d in plan.decisions}
+
+    left_out = (None, "", "not selected", "")
+    floor = "its membrane has a floor"
+    assert rows(imp=snn_ext.IMP(shape="layer"), exclude="3") == {
+        "1": (None, "not needed", "", ""),
+        "3": left_out,
+    }
+    assert rows(mpbn=True, example_input=X) == {"1": ((4,), "traced", "", ""), "3": (None, "", floor, "")}
+    options: dict[str, Any] = {"imp": True, "mpbn": True, "example_input": X}
+    assert rows(**options)["3"] == ((4,), "traced", "", floor)
+    assert rows(imp=True)["1"] == ((4,), "inferred", "", "")
+    assert rows(bntt=True, timesteps=3) == {"1": left_out, "2": ((4,), "the norm's", "", ""), "3": left_out}
+    snn_ext.patch(net, **options)
+    assert rows(**options) == {
+        "1": ((4,), "traced", "already patched", ""),
+        "3": ((4,), "traced", "already patched", ""),
+    }
+    with pytest.raises(snn_ext.NothingMatchedError, match="'x' in exclude= matched none"):
+        snn_ext.plan(net, imp=True, exclude="x")
+
+
+def test_why_a_framework_steps_by_itself(toy_framework: None) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), Neuron(floor=-1.0), Neuron())
+    kernel, plain = reversed(snn_ext.plan(net, imp=True, example_input=X).decisions)
+    assert plain.step == ("framework", "its equations are not among those that the kernels compute")
+    assert kernel.step.name != "framework"
+    asked = snn_ext.plan(net, imp=True, example_input=X, backend="framework").decisions
+    assert [d.step for d in asked] == [("framework", "asked for")] * 2
+    assert [d.backend for d in asked] == ["framework"] * 2
