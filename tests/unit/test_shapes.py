@@ -157,3 +157,23 @@ def test_why_a_framework_steps_by_itself(toy_framework: None) -> None:
     asked = snn_ext.plan(net, imp=True, example_input=X, backend="framework").decisions
     assert [d.step for d in asked] == [("framework", "asked for")] * 2
     assert [d.backend for d in asked] == ["framework"] * 2
+
+
+@pytest.mark.parametrize("steps", [0, -1, True, 2.5, "3"])
+def test_what_is_no_number_of_steps(steps: Any, toy_framework: None) -> None:
+    with pytest.raises(snn_ext.OptionError, match="is not a number of time steps"):
+        snn_ext.plan(nn.Sequential(nn.Linear(4, 4), Neuron()), tebn=True, timesteps=steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("OptimizedModule", "compiled"),
+        ("FullyShardedDataParallel", r"sharded \(FSDP\)"),
+        ("FSDPModule", r"sharded \(FSDP\)"),
+    ],
+)
+def test_wrappers_are_known_by_name(name: str, what: str, toy_framework: None) -> None:
+    wrapped = type(name, (nn.Sequential,), {})(nn.Linear(4, 4), Neuron())
+    with pytest.raises(snn_ext.UnsupportedSiteError, match=f"is {what}."):
+        snn_ext.patch(nn.Sequential(wrapped), imp=True)
