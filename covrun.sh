@@ -1,4 +1,0 @@
-cd /tmp/wmut
-export PATH=/tmp/ve/main/bin:$PATH PYTHONPATH=/tmp/wmut:/tmp/wmut/adapters OMP_NUM_THREADS=1 SNN_EXT_EXAMPLES=60 COVERAGE_FILE=/tmp/wmut/mutants/.coverage
-nice -n 7 python -m pytest -q --cov --cov-report= tests/unit tests/golden tests/property tests/kernels -k "not broken_adapter_fails and not Test_check_adapter and not test_mutants" > mutants/cov1.txt 2>&1
-nice -n 7 python -m pytest -q --cov --cov-append --cov-report= tests/adapters/test_fold_time.py tests/adapters/test_kernels_inside.py tests/adapters/test_hostile.py tests/adapters/test_snntorch_losses.py tests/adapters/test_snntorch_reset.py tests/adapters/test_time_states.py tests/adapters/test_norm_containers.py tests/adapters/test_early_exit_frameworks.py tests/adapters/test_time_norms.py tests/adapters/test_sync_batchnorm.py -k "not compile" > mutants/cov2.txt 2>&1
