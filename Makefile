@@ -1,4 +1,5 @@
-# make demo | test | lint | docs | bench | compliance | compat | fuzz: each sets up .venv by itself; nothing but Python >= 3.11 is needed.
+# make demo | test | lint | docs | bench | compliance | compat | fuzz | coverage | mutants: each sets up .venv by itself;
+# nothing but Python >= 3.11 is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ WITH_dev := -e examples/third_party_adapter
 SEED ?= 0
 fuzz: SEED := $(shell date +%s)
 
-.PHONY: demo test fuzz compliance compat lint docs bench clean
+.PHONY: demo test fuzz coverage mutants compliance compat lint docs bench clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/digits.py
@@ -20,7 +21,18 @@ test: $(VENV)/.dev
 # Every night: 10,000 hostile models and damaged files instead of 500.
 fuzz: $(VENV)/.dev
 	SNN_EXT_EXAMPLES=10000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(SEED) \
-		tests/property/test_hostile.py tests/property/test_torn_files.py
+		tests/property/test_hostile.py tests/property/test_torn_files.py tests/adapters/test_hostile.py
+
+# Lines and branches of the core that the tests reach.
+coverage: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(SEED) --cov=snn_ext --cov-branch \
+		--cov-report=term-missing:skip-covered --cov-fail-under=95
+
+# Would the tests notice? A sample of the mutants of each package of the core; SAMPLE=0 for all, in hours.
+SAMPLE ?= 200
+mutants: $(VENV)/.dev
+	$(BIN)/python tests/mutation.py run --sample $(SAMPLE)
+	$(BIN)/python tests/mutation.py score
 
 # Is patching still right, in the installed releases of the frameworks?
 compliance: $(VENV)/.dev
@@ -58,4 +70,4 @@ $(VENV)/.examples $(VENV)/.docs $(VENV)/.dev: $(VENV)/.%: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist site
+	rm -rf $(VENV) runs build dist site mutants

@@ -48,9 +48,9 @@ def describe(module: nn.Module) -> NeuronSpec | None:
     threshold = module.threshold.detach().clone()
     return NeuronSpec(
         time=Time.PER_CALL,
-        threshold=float(threshold) if threshold.ndim == 0 else threshold,
-        dynamics=_dynamics(module),
-        own_step=_own_step(module),
+        threshold=threshold if threshold.ndim or threshold.is_meta else float(threshold),
+        dynamics=None if threshold.is_meta else _dynamics(module),
+        own_step=_VALUELESS if threshold.is_meta else _own_step(module),
         unsupported=_unsupported(module),
     )
 
@@ -97,6 +97,9 @@ def _unsupported(module: Any) -> dict[str, str]:
         missed = f"its class overrides {', '.join(charges)} of snnTorch's step: a norm could miss its input"
         reasons |= {"bntt": missed, "tebn": missed}
     return {method: reason for method, reason in reasons.items() if reason}
+
+
+_VALUELESS = {"*": "on the meta device its constants have no values that could be described"}
 
 
 def _own_step(module: Any) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from snn_ext.methods.swap import Swapped, restore_class
 from snn_ext.patching import plugins
 from snn_ext.patching.arguments import refuse_wrapped
 from snn_ext.patching.decision import Decision, Plan
-from snn_ext.patching.plan import decide
+from snn_ext.patching.plan import decide, taken
 from snn_ext.patching.record import (
     Record,
     expect_older_checkpoints,
@@ -160,15 +160,29 @@ def execute(plan: Plan) -> nn.Module:
 
 
 def _check_still_true(root: nn.Module, todo: list[Decision]) -> None:
-    now = {id(module) for _, module in walk(root)}
+    now: dict[int, list[str]] = {}
+    for path, module in walk(root):
+        now.setdefault(id(module), []).append(path)
     for decision in todo:
-        module = decision.site.module
-        if id(module) not in now or record_of(module):
+        why = _changed(decision, now)
+        if why:
             raise OptionError(
                 "the model changed since the plan was made.",
                 where=str(decision.site),
+                why=why,
                 do="make a new plan: snn_ext.plan(model, ...).apply()",
             )
+
+
+def _changed(decision: Decision, now: Mapping[int, list[str]]) -> str | None:
+    """What is no longer as it was at a site; `now` has the paths of every module."""
+    site = decision.site
+    if record_of(site.module):
+        return "the site is patched"
+    paths = now.get(id(site.module), [])
+    if paths != list(site.paths):
+        return f"the module is now at {', '.join(path or '(root)' for path in paths) or 'no place in it'}"
+    return next(filter(None, (taken(site.module, name) for name in decision.methods)), None)
 
 
 def _parts(root: nn.Module, decision: Decision) -> dict[str, Part]:

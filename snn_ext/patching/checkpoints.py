@@ -23,7 +23,7 @@ from snn_ext.patching.decision import Decision, Plan
 from snn_ext.patching.fold import install_blanks, last_fold, remember_fold
 from snn_ext.patching.measured import FoldResult
 from snn_ext.patching.recipe import check_recipe
-from snn_ext.patching.record import framework_class, patched_modules
+from snn_ext.patching.record import framework_class, inside_itself, patched_modules
 from snn_ext.patching.sites import scan
 from snn_ext.patching.stepper import device_of, stepper
 
@@ -39,11 +39,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     The file is complete or not there at all: it is written under another name and then renamed.
 
     Raises:
-        CheckpointError: the state_dict holds something that is not a tensor, or the file cannot be
-            written.
+        CheckpointError: a module is inside itself; the state_dict holds something that is not a tensor;
+            or the file cannot be written.
         UnsupportedSiteError: the model is compiled or wrapped.
     """
     refuse_wrapped(model)
+    _refuse_cycles(model)
     state = model.state_dict()
     foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if foreign:
@@ -67,6 +68,17 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             why=str(error),
             do="check the folder and the free space; an existing file was left as it was",
         ) from error
+
+
+def _refuse_cycles(model: nn.Module) -> None:
+    path = inside_itself(model)
+    if path is not None:
+        raise CheckpointError(
+            f"{type(model).__name__} has a module that is inside itself.",
+            where=path,
+            why="torch can neither take nor load the state_dict of such a model",
+            do="keep the reference back where it is no submodule: self.parent = (module,)",
+        )
 
 
 def _without_aliases(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -139,10 +151,12 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         The model, as `patch` returns it.
 
     Raises:
-        CheckpointError: not such a file, a newer format, or keys, shapes or sites that do not fit.
+        CheckpointError: not such a file, a newer format, or keys, shapes or sites that do not fit; or a
+            module of the model is inside itself.
         AlreadyPatchedError: the model is patched otherwise.
     """
     refuse_wrapped(model)
+    _refuse_cycles(model)
     config, tensors = _read(Path(path))
     fresh = not patched_modules(model)
     if fresh:

@@ -28,7 +28,7 @@ from snn_ext.patching.record import record_of
 from snn_ext.patching.sites import Patterns, Selection, Site, Wish, scan
 from snn_ext.patching.stepper import device_of, parse_backend, stepper
 
-__all__ = ["decide"]
+__all__ = ["decide", "taken"]
 
 
 @dataclass(frozen=True)
@@ -219,10 +219,10 @@ def _refusal(site: Site, option: Method) -> str | None:
         return "joint statistics need whole sequences, and it is called step by step: TEBN(stats='step')"
     if any(is_lazy(p) for p in site.module.parameters(recurse=False)):
         return "its parameters have no shape yet; run one forward pass first"
-    return _taken(site.module, option.name)
+    return taken(site.module, option.name)
 
 
-def _taken(module: nn.Module, name: str) -> str | None:
+def taken(module: nn.Module, name: str) -> str | None:
     """Why nothing can be attached to a module under this name."""
     record = record_of(module)
     if record is not None and name in record.added:

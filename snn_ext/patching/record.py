@@ -14,7 +14,16 @@ from snn_ext.methods.options import Method
 from snn_ext.methods.swap import original_class
 from snn_ext.patching.measured import FoldResult
 
-__all__ = ["Record", "expect_older_checkpoints", "framework_class", "patched_modules", "record_of", "walk"]
+__all__ = [
+    "Record",
+    "expect_older_checkpoints",
+    "framework_class",
+    "inside_itself",
+    "parts_of",
+    "patched_modules",
+    "record_of",
+    "walk",
+]
 
 _ATTRIBUTE = "_snn_ext"
 
@@ -78,13 +87,27 @@ def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
     Unlike ``named_modules(remove_duplicate=False)`` it ends on trees with cycles.
     """
+    return ((path, module) for path, module, again in _visit(root) if not again)
+
+
+def inside_itself(root: nn.Module) -> str | None:
+    """Path at which a module of `root` comes again inside itself, or None: torch can then take no
+    ``state_dict``."""
+    return next((path for path, _, again in _visit(root) if again), None)
+
+
+def _visit(root: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
+    """Path, module, and whether that module is one of those above it, where the visit turns back."""
     stack: list[tuple[str, nn.Module, frozenset[int]]] = [("", root, frozenset())]
     while stack:
         path, module, above = stack.pop()
-        yield path, module
+        again = id(module) in above
+        yield path, module, again
+        if again:
+            continue
         above |= {id(module)}
         for name, child in reversed(module._modules.items()):
-            if child is not None and id(child) not in above:
+            if child is not None:
                 stack.append((f"{path}.{name}" if path else name, child, above))
 
 
@@ -96,6 +119,17 @@ def patched_modules(root: nn.Module) -> dict[str, tuple[nn.Module, Record]]:
         if record is not None:
             found.setdefault(id(module), (path, module, record))
     return {path: (module, record) for path, module, record in found.values()}
+
+
+def parts_of(root: nn.Module) -> set[int]:
+    """Ids of all modules that snn-ext put into `root`: they are no sites, whatever an adapter says."""
+    return {
+        id(part)
+        for module, record in patched_modules(root).values()
+        for name in record.added
+        if (added := module._modules.get(name)) is not None
+        for part in added.modules()
+    }
 
 
 # --- checkpoints from before the patch ---------------------------------------------------------------

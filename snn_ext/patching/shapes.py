@@ -6,6 +6,7 @@ import contextlib
 import functools
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -87,14 +88,24 @@ def run(root: nn.Module, example_input: Any) -> Any:
     return root(example_input)
 
 
+_RANDOM = threading.RLock()
+"""The generators are the process's: what one thread puts back, no other may have saved in between."""
+
+
 @contextlib.contextmanager
 def untouched(root: nn.Module) -> Iterator[None]:
     """Restore all attributes of all modules of `root`, and the random generators, on leaving.
 
     Works on the plain attributes, so that it needs no knowledge of where a framework keeps states:
     the same objects come back, with the same contents. Parameter *values* are not copied: a forward
-    pass does not change them.
+    pass does not change them. Threads wait for each other here, since the generators are shared; what a
+    thread outside draws in the meantime is drawn again.
     """
+    with _RANDOM:
+        yield from _untouched(root)
+
+
+def _untouched(root: nn.Module) -> Iterator[None]:
     modules = {id(m): m for _, m in walk(root)}.values()
     saved = [(m.__dict__, dict(m.__dict__), _contents(m.__dict__)) for m in modules]
     cuda_runs = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from snn_ext.dynamics.description import NeuronSpec, NormSpec
 from snn_ext.errors import AdapterError, NothingMatchedError, OptionError
 from snn_ext.methods.options import Method
 from snn_ext.patching import plugins
-from snn_ext.patching.record import framework_class, walk
+from snn_ext.patching.record import framework_class, parts_of, walk
 
 __all__ = ["Pattern", "Patterns", "Selection", "Site", "Wish", "scan"]
 
@@ -60,7 +60,10 @@ def scan(root: nn.Module) -> list[Site]:
     """
     paths: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
+    parts = parts_of(root)
     for path, module in walk(root):
+        if id(module) in parts:
+            continue
         modules.setdefault(id(module), module)
         paths.setdefault(id(module), []).append(path)
     sites = []

@@ -1,13 +1,14 @@
 """Models that nobody should build, and options that nobody should pass: all of them must be survived.
 
-Everything is of the toy framework of `snn_ext.testing`, over data [T, B, WIDTH].
+Of the toy framework of `snn_ext.testing` unless neurons and norms are given; over data [T, B, WIDTH].
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from snn_ext import BNTT, IMP, MPBN, TEBN
 from snn_ext.testing.toy import Neuron, Norm
 from tests.property.trees import WIDTH, Block, Listed
 
-__all__ = ["hostile_models", "hostile_options", "inputs"]
+__all__ = ["COMMON", "TOY", "Framework", "hostile_models", "hostile_options", "inputs"]
+
+New = Callable[[], nn.Module]
 
 
 class Greedy(nn.Module):
@@ -165,8 +168,8 @@ def _childless() -> nn.Module:
     return Block(module[0], nn.Identity())
 
 
-def _frozen() -> nn.Module:
-    return nn.Sequential(nn.Linear(WIDTH, WIDTH), Neuron()).requires_grad_(False)
+def _frozen(neuron: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), neuron).requires_grad_(False)
 
 
 def _half_made() -> nn.Module:
@@ -176,40 +179,51 @@ def _half_made() -> nn.Module:
     return neuron
 
 
-LEAVES: dict[str, Callable[[], nn.Module]] = {
+@dataclass(frozen=True)
+class Framework:
+    """Neurons, norms, and what else only this framework has."""
+
+    neuron: Callable[[st.DrawFn], nn.Module]
+    norm: New
+    leaves: Mapping[str, New]
+
+
+COMMON: dict[str, New] = {
     "linear": lambda: nn.Linear(WIDTH, WIDTH),
-    "neuron": Neuron,
-    "other neuron": lambda: Neuron(threshold=0.5, floor=-0.5),
-    "norm": lambda: Norm(WIDTH),
-    "plain norm": lambda: Norm(WIDTH, affine=False, track_running_stats=False),
     "dropout": lambda: nn.Dropout(0.5),
     "lazy": lambda: nn.LazyLinear(WIDTH),
     "parametrized": _parametrized,
-    "hooked": lambda: _hooked(Neuron()),
     "greedy": Greedy,
+    "raises": lambda: Raises(RuntimeError),
+    "raises oddly": lambda: Raises(StopIteration),
+    "draws": Draws,
+    "none": _childless,
+}
+_TOY_LEAVES: dict[str, New] = {
+    "other neuron": lambda: Neuron(threshold=0.5, floor=-0.5),
+    "plain norm": lambda: Norm(WIDTH, affine=False, track_running_stats=False),
     "grumpy": Grumpy,
     "sealed": Sealed,
     "uncopied": Uncopied,
     "imp taken": lambda: Taken("imp"),
     "mpbn taken": lambda: Taken("mpbn"),
     "failing property": Properly,
-    "raises": lambda: Raises(RuntimeError),
-    "raises oddly": lambda: Raises(StopIteration),
-    "draws": Draws,
-    "none": _childless,
-    "frozen": _frozen,
     "half made": _half_made,
 }
+TOY = Framework(lambda draw: Neuron(), lambda: Norm(WIDTH), _TOY_LEAVES)
+_AROUND = {"neuron": lambda neuron: neuron, "hooked": _hooked, "frozen": _frozen}
 _MOSTLY = ["linear", "neuron", "neuron", "norm", "tied", "shared weights", "seq", "block", "listed", "falsy"]
 
 
 @st.composite
-def hostile_models(draw: st.DrawFn) -> nn.Module:
+def hostile_models(draw: st.DrawFn, framework: Framework = TOY) -> nn.Module:
     """Any tree of the above: nested, tied, with shared parameters, cycles, on meta, in half precision."""
+    draw(st.random_module())  # weights
     pool: list[nn.Module] = []
+    leaves = {**COMMON, "norm": framework.norm, **framework.leaves}
 
     def module(depth: int) -> nn.Module:
-        kind = draw(st.sampled_from(_MOSTLY if not _rarely(draw, 6) else list(LEAVES)))
+        kind = draw(st.sampled_from(_MOSTLY if not _rarely(draw, 6) else [*leaves, *_AROUND]))
         if kind == "tied" and pool:
             return draw(st.sampled_from(pool))
         if depth and kind == "seq":
@@ -221,9 +235,11 @@ def hostile_models(draw: st.DrawFn) -> nn.Module:
         elif depth and kind == "falsy":
             made = Falsy(module(depth - 1))
         elif kind == "shared weights":
-            made = _sharing(pool)
+            made = _sharing(framework.neuron(draw), pool)
+        elif kind in leaves:
+            made = leaves[kind]()
         else:
-            made = LEAVES.get(kind, LEAVES["neuron"])()
+            made = _AROUND.get(kind, _AROUND["neuron"])(framework.neuron(draw))
         pool.append(made)
         return made
 
@@ -233,7 +249,7 @@ def hostile_models(draw: st.DrawFn) -> nn.Module:
     else:
         made = [module(draw(st.integers(0, 2))) for _ in range(draw(st.integers(1, 4)))]
         if not _rarely(draw, 5):
-            made = [nn.Linear(WIDTH, WIDTH), Neuron(), *made]
+            made = [nn.Linear(WIDTH, WIDTH), framework.neuron(draw), *made]
         model = Cyclic(*made) if root == "cycle" else nn.Sequential(*made)
     if root == "cycle":
         draw(st.sampled_from(pool))._modules["up"] = model
@@ -250,12 +266,12 @@ def _rarely(draw: st.DrawFn, often: int) -> bool:
     return draw(st.sampled_from([False] * (often - 1) + [True]))
 
 
-def _sharing(pool: list[nn.Module]) -> nn.Module:
-    """A neuron that shares its parameter with an earlier one, tied otherwise than by being one object."""
-    neuron = Neuron()
+def _sharing(neuron: nn.Module, pool: list[nn.Module]) -> nn.Module:
+    """A neuron that shares its parameters with earlier ones, tied otherwise than by being one object."""
     for other in pool:
-        if isinstance(other, Neuron) and "w" in other._parameters:
-            neuron.w = other.w
+        if type(other) is type(neuron):
+            shared = {k: p for k, p in other._parameters.items() if k in neuron._parameters}
+            neuron._parameters.update(shared)
     return neuron
 
 

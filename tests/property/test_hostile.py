@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -47,12 +47,14 @@ def explained(error: SnnExtError) -> None:
     assert "\n  do: " in str(error), error
 
 
-def check_patch(model: nn.Module, options: dict[str, Any]) -> bool:
-    """True if it was patched."""
+def check_patch(
+    model: nn.Module, options: dict[str, Any], accepted: type[SnnExtError] | tuple[Any, ...] = SnnExtError
+) -> bool:
+    """True if it was patched. `accepted`: the errors that may be raised."""
     before, random = snapshot(model), torch.get_rng_state()
     try:
         plan = snn_ext.plan(model, **options)
-    except SnnExtError as error:
+    except accepted as error:
         explained(error)
         event(f"{type(error).__name__}: {str(error).splitlines()[0][:60]}")
         same(model, before, "a plan that failed")
@@ -64,7 +66,7 @@ def check_patch(model: nn.Module, options: dict[str, Any]) -> bool:
     before_keys = keys(model)
     try:
         patched = plan.apply()
-    except SnnExtError as error:
+    except accepted as error:
         explained(error)
         same(model, before, "a patch that failed")
         return False
@@ -92,9 +94,9 @@ def test_patched_completely_or_not_at_all(model: nn.Module, options: dict[str, A
         event(f"patched: {check_patch(model, options)}")
 
 
-def attempt(model: nn.Module, x: Any) -> Any:
+def attempt(model: nn.Module, x: Any, reset: Callable[[nn.Module], None] = snn_ext.reset) -> Any:
     """What running the model gives: tensors, or the kind of error."""
-    snn_ext.reset(model)
+    reset(model)
     torch.manual_seed(0)
     try:
         with torch.no_grad():
@@ -112,21 +114,27 @@ def equal(a: Any, b: Any) -> bool:
 @settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 @given(model=hostile_models(), x=inputs(), shape=st.sampled_from(["neuron", "channel", "layer"]))
 def test_a_neutral_start_changes_nothing_not_even_the_failures(model: nn.Module, x: Any, shape: Any) -> None:
+    check_neutral(model, x, shape)
+
+
+def check_neutral(
+    model: nn.Module, x: Any, shape: Any, reset: Callable[[nn.Module], None] = snn_ext.reset
+) -> None:
     """The same output, or the same kind of error: also for empty and non-finite inputs, and forwards that
     raise midway."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assume(not isinstance(model, Cyclic))  # torch itself cannot call eval() on it
         model.eval()
-        stock = attempt(model, x)
-        assume(equal(stock, attempt(model, x)))  # else it depends on more than its input
+        stock = attempt(model, x, reset)
+        assume(equal(stock, attempt(model, x, reset)))  # else it depends on more than its input
         example = x if isinstance(stock, list) else None
         try:
             snn_ext.patch(model, imp=IMP(init="rest", shape=shape), example_input=example)
         except SnnExtError as error:
             event(type(error).__name__)
             return
-        patched = attempt(model, x)
+        patched = attempt(model, x, reset)
         event(f"patched, {'an error' if isinstance(stock, type) else 'outputs'}")
         if isinstance(patched, type) and issubclass(patched, SnnExtError):
             assert isinstance(stock, type), (stock, patched)  # it failed before too, in other words

@@ -282,14 +282,15 @@ def test_adapters_that_were_told_of_a_patch_are_told_that_it_failed() -> None:
 
 
 class Copying(ToyAdapter):
-    """Replaces by new objects that share the dictionaries of the old ones."""
+    """Replaces by new objects that share the dictionaries of the old ones, the second without the mixin."""
 
     name = "copying"
 
     @hookimpl
     def snn_ext_replace(self, site: Any, methods: Mapping[str, object], features: Any) -> nn.Module:
         new = copy.copy(site.module)
-        swap_class(new, Start)
+        if site.path != "3":
+            swap_class(new, Start)
         return new
 
 
@@ -299,9 +300,7 @@ def test_new_objects_that_share_with_the_old_ones_are_taken_back() -> None:
     with registered(Copying()):
         plan = snn_ext.plan(net, imp=True)
         before = fingerprint(net)
-        net[3].__dict__["imp"] = "taken since"
-        with pytest.raises(KeyError, match="imp"):
+        with pytest.raises(AdapterError, match="cannot carry imp"):
             plan.apply()
-        del net[3].__dict__["imp"]
         assert same(before, fingerprint(net))
     snn_ext.register(ToyAdapter())

@@ -280,3 +280,11 @@ def test_extra_states_are_not_taken_for_other_tensors() -> None:
     snn_ext.patch(plain, imp=True)
     with pytest.warns(UserWarning, match="before the patch"):
         plain.load_state_dict(before, strict=False)
+
+
+def test_errors_of_files_say_which_file(tmp_path: Path) -> None:
+    (tmp_path / "no.safetensors").write_bytes(b"nothing")
+    for name in ("no.safetensors", "missing"):
+        with pytest.raises(CheckpointError, match=f"^{name} is not a checkpoint") as caught:
+            snn_ext.load(leading_net(), tmp_path / name)
+        assert caught.value.where == str(tmp_path / name)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from snn_ext import Dynamics, OptionError
-from snn_ext.functional import multistep
+from snn_ext import Dynamics, Leak, OptionError
+from snn_ext.functional import charge, multistep, step
 from snn_ext.surrogates import ATan, PiecewiseQuadratic, Sigmoid, Surrogate
 
 
@@ -232,3 +232,51 @@ def test_unknown_resets_and_timings_teach() -> None:
         Dynamics(reset="zero")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"do: use one of 'immediate', 'delayed'"):
         Dynamics(timing="later")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rest", [0.0, -0.5])
+@pytest.mark.parametrize("takes_input", [True, False])
+@pytest.mark.parametrize("divide", [True, False])
+def test_a_leak_is_computed_in_its_own_order(rest: float, takes_input: bool, divide: bool) -> None:
+    """To the last bit, which another order of the same real numbers is not."""
+    leak = Leak(3.0 if divide else 0.3, divide=divide, input=takes_input)
+    x, v = torch.rand(200), torch.rand(200)
+
+    def lost(distance: Tensor) -> Tensor:
+        return distance / 3.0 if divide else distance * 0.3
+
+    wanted = v + lost(x - (v - rest)) if takes_input else v - lost(v - rest) + x
+    dynamics = Dynamics(leak=leak, rest=rest)
+    h = charge(x, v, dynamics)
+    assert torch.equal(h, wanted)
+    rate = 1 / 3.0 if divide else 0.3
+    assert leak.rate == rate
+    assert (dynamics.decay, dynamics.gain) == (1 - rate, rate if takes_input else 1.0)
+    general = charge(x, v, Dynamics(decay=1 - rate, gain=rate if takes_input else 1.0, rest=rest))
+    torch.testing.assert_close(h, general)
+    assert not torch.equal(h, general), "the twin: another order has other bits"
+
+
+def test_a_membrane_decays_to_its_rest() -> None:
+    x, v = torch.zeros(4), torch.tensor([-1.0, -0.5, 0.0, 1.0])
+    h = charge(x, v, Dynamics(decay=0.5, rest=-0.5))
+    assert h.tolist() == [-0.75, -0.5, -0.25, 0.25]
+    zero = torch.tensor([-0.0])
+    assert torch.signbit(charge(zero, zero, Dynamics())).all(), "nothing is added where it rests at zero"
+
+
+def test_sequences_may_have_no_features() -> None:
+    result = multistep(torch.tensor([[1.0, 0.25], [0.5, 0.25]]), 0.0, Dynamics(reset="soft"))
+    assert result.spikes.tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    assert result.membrane.tolist() == [0.5, 0.5]
+
+
+def test_spikes_are_spikes_unless_asked() -> None:
+    x = torch.rand(5, 7) * 2
+    spikes, membrane = step(x, torch.zeros(()), Dynamics())
+    assert set(spikes.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(spikes, (x >= 1).float())
+    assert torch.equal(membrane, x * (x < 1))
+    assert set(multistep(x, 0.0, Dynamics()).spikes.unique().tolist()) == {0.0, 1.0}
+    smooth, _ = step(x, torch.zeros(()), Dynamics(), smooth=True)
+    assert len(smooth.unique()) > 2

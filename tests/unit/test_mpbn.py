@@ -467,7 +467,7 @@ def test_eps_belongs_to_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("zero", "beta", "at_equality"), itertools.product([0.0, -0.0], [1.5, 1.0, 0.5], [True, False])
+    ("zero", "beta", "at_equality"), list(itertools.product([0.0, -0.0], [1.5, 1.0, 0.5], [True, False]))
 )
 def test_gamma_zero_is_a_constant_decision(zero: float, beta: float, at_equality: bool) -> None:
     norm = MembraneBatchNorm((1,)).eval()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from snn_ext import LTS, SDT, TET, TETS, OptionError, ReadoutError
+from snn_ext import LTS, SDT, TET, TETS, OptionError, ReadoutError, functional
 from snn_ext.objectives import Objective, resolve_objective
 
 STEPS, BATCH, CLASSES = 5, 4, 3
@@ -126,3 +126,20 @@ def test_smoothing_must_be_a_fraction(value: float) -> None:
         TETS(smoothing=value)
     with pytest.raises(OptionError, match=r"do: pass a fraction"):
         TET(lam=value + 0.5 if value == 1.0 else value)
+
+
+def test_nothing_is_smoothed_unless_asked() -> None:
+    o, y = torch.randn(4, 3, 5), torch.tensor([0, 4, 2])
+    log = o.mean(0).log_softmax(-1)
+    torch.testing.assert_close(functional.sdt(o, y), -log[range(3), y].mean())
+    torch.testing.assert_close(functional.lts(o, y), -o[-1].log_softmax(-1)[range(3), y].mean())
+    steps = o.log_softmax(-1)[:, range(3), y]
+    torch.testing.assert_close(functional.tet(o, y), -steps.mean())
+    wanted = 0.25 * -steps.mean() + 0.75 * ((o - 1) ** 2).mean()
+    torch.testing.assert_close(functional.tet(o, y, lam=0.75), wanted)
+
+
+@pytest.mark.parametrize("kind", [SDT, TET, LTS, TETS])
+def test_what_cannot_be_smoothed_is_named(kind: type) -> None:
+    with pytest.raises(OptionError, match="smoothing"):
+        kind(smoothing=1.5)

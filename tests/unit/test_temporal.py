@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from snn_ext import BNTT, TEBN, NormSpec, OptionError, Time, TimestepError, original_class, swap_class
 from snn_ext.methods.clock import Clock, ClockedNorm
+from snn_ext.methods.norms import BatchNorm
 from snn_ext.methods.parts import Place, attach, detach, new_part
 from snn_ext.methods.swap import restore_class
 from snn_ext.norms import (
@@ -856,3 +857,43 @@ def test_a_norm_that_comes_after_its_clock_is_an_error() -> None:
 def test_a_norm_without_a_clock_says_so() -> None:
     with pytest.raises(TimestepError, match="patched for whole sequences"):
         Asking()(X)
+
+
+class _Asks(Clock):
+    """Its state has a batch size: another batch is another sequence."""
+
+    def steps_done(self, batch: int) -> int:
+        return 2 if batch == 5 else 0
+
+
+def test_a_clock_is_asked_about_the_batch_at_hand() -> None:
+    class Norm(ClockedNorm):
+        pass
+
+    norm = Norm()
+    norm.set_clock(_Asks())
+    assert norm.now(torch.rand(4, C)) == 0
+    norm._ext_last = 1
+    norm.set_clock(_Asks())
+    assert norm.now(torch.rand(5, C)) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_single_precision_membrane_in_a_half_model(dtype: torch.dtype, training: bool) -> None:
+    norm = BatchNorm(C, eps=0.5, momentum=0.25)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+        norm.bias.copy_(torch.tensor([-1.0, 0.0, 1.0]))
+        norm.running_mean.copy_(torch.tensor([0.25, 0.5, -0.5]))
+        norm.running_var.copy_(torch.tensor([0.25, 0.5, 2.0]))
+    single = copy.deepcopy(norm).train(training)
+    norm = norm.to(dtype).train(training)
+    x = torch.randn(8, C)
+    y = norm(x)
+    assert y.dtype is torch.float32
+    assert torch.equal(y, single(x))
+    assert norm.running_mean.dtype is dtype
+    assert torch.equal(norm.running_mean, single.running_mean.to(dtype))
+    assert torch.equal(norm.running_var, single.running_var.to(dtype))
+    assert torch.equal(norm.running_mean, torch.tensor([0.25, 0.5, -0.5]).to(dtype)) is not training

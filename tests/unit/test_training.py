@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import snn_ext
-from snn_ext import LTS, SDT, OptionError, ReadoutError, Time, TimestepError
+from snn_ext import LTS, SDT, OptionError, ReadoutError, Time, TimestepError, hookimpl
 from snn_ext.norms import BatchNormThroughTime
-from tests.toy import StepNeuron, leading_net
+from tests.toy import StepNeuron, ToyAdapter, leading_net, registered
 
 X = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(1))
 
@@ -117,3 +117,57 @@ def test_carried_marks_this_tensor_only() -> None:
     assert is_carried(mem)
     assert not is_carried(mem * 1)
     assert not is_carried(torch.zeros(2))
+
+
+class Native(ToyAdapter):
+    """Makes losses of its own."""
+
+    name = "native"
+
+    def __init__(self, made: Any) -> None:
+        self.made, self.asked = made, []
+
+    @hookimpl
+    def snn_ext_describe(self, module: nn.Module, path: str, root: nn.Module) -> None:
+        return None
+
+    @hookimpl
+    def snn_ext_loss(self, root: nn.Module, objective: Any, readout: Any, want: Any) -> Any:
+        self.asked.append((root, objective, want))
+        return self.made and self.made(objective, readout)
+
+
+def _in_the_frameworks_words(objective: Any, readout: Any) -> Any:
+    def its_loss(output: Any, target: torch.Tensor) -> torch.Tensor:
+        return 2 * objective(readout(output), target)
+
+    return its_loss
+
+
+class Summed:
+    """A loss that is an object."""
+
+    def __call__(self, output: Any, target: torch.Tensor) -> torch.Tensor:
+        return output.sum()
+
+
+def test_a_frameworks_own_loss_is_used_and_still_predicts() -> None:
+    net, target, objective = leading_net(), torch.tensor([0, 1]), SDT(smoothing=0.25)
+    output = net(X)
+    plain = snn_ext.loss(net, objective, on="spikes")
+    adapter = Native(_in_the_frameworks_words)
+    with registered(adapter):
+        crit = snn_ext.loss(net, objective, on="spikes")
+    assert adapter.asked == [(net, objective, "spikes")]
+    assert crit.__name__ == "its_loss"
+    assert (crit.model, crit.objective, crit.on) == (net, objective, "spikes")
+    assert repr(crit) == repr(plain) == f"Loss({objective!r}, on='spikes')"
+    assert torch.equal(crit(output, target), 2 * plain(output, target))
+    assert torch.equal(crit.predict(output), output.mean(0))
+    with registered(Native(lambda objective, readout: Summed())):
+        crit = snn_ext.loss(net, objective)
+    assert crit.__name__ == "Summed"
+    assert torch.equal(crit(output, target), output.sum())
+    assert crit.on == "membrane"
+    with registered(Native(None)):
+        assert type(snn_ext.loss(net, objective)) is type(plain)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import torch
+from torch import nn
 
 from snn_ext.errors import AlreadyPatchedError
-from snn_ext.methods.options import IMP
+from snn_ext.methods.options import IMP, Method
+from snn_ext.methods.parts import Part, attach
+from snn_ext.patching import apply
 from snn_ext.patching.apply import plan, unpatch
 from snn_ext.patching.checkpoints import load, save
 from snn_ext.patching.record import patched_modules
@@ -136,15 +141,15 @@ def atomic_on_failure(case: Case) -> None:
     )
     last = [decision for decision in made.decisions if decision.methods][-1]
     before = snapshot(model)
-    name = next(iter(last.methods))
-    last.site.module.__dict__[name] = "taken"  # core cannot attach anything under this name now
-    failed = False
-    try:
+
+    def fails_at_last(module: nn.Module, option: Method, part: Part, path: str) -> None:
+        if path == last.site.paths[0]:
+            raise RuntimeError("on purpose")
+        attach(module, option, part, path)
+
+    # behind everything that `apply` can find out before it begins
+    with mock.patch.object(apply, "attach", fails_at_last), contextlib.suppress(RuntimeError):
         made.apply()
-    except Exception:  # noqa: BLE001 - whatever it is, the network must be as it was
-        failed = True
-    last.site.module.__dict__.pop(name, None)
-    need(failed, "the failure could not be provoked: the adapter returned a new object")
     after = snapshot(model)
     expect(
         before == after,
