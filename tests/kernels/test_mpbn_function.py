@@ -50,7 +50,7 @@ def membrane_norm(
 
 
 def described(module: MembraneBatchNorm, steps: int) -> MembraneNorm:
-    """What `methods.norms.normalise` would do with it in each of these steps."""
+    """What `batch_norms.normalise` would do with it in each of these steps."""
     bn = module.bn
     batches = range(int(bn.num_batches_tracked or 0) + 1, 10**6)
     return MembraneNorm(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import snn_ext
 from snn_ext.methods import sync
-from snn_ext.methods.norms import BatchNorm, SynchronisedNorm
+from snn_ext.methods.batch_norms import BatchNorm, SynchronisedNorm
 from snn_ext.methods.sync import SYNC, is_synchronised
 from snn_ext.testing.toy import Neuron, Norm, ToyAdapter, registered
 
