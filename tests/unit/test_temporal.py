@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from snn_ext import BNTT, TEBN, NormSpec, OptionError, Time, TimestepError, original_class, swap_class
-from snn_ext.methods.clock import Clock, ClockedNorm
 from snn_ext.methods.batch_norms import BatchNorm
+from snn_ext.methods.clock import Clock, ClockedNorm
 from snn_ext.methods.parts import Place, attach, detach, new_part
 from snn_ext.methods.swap import restore_class
 from snn_ext.norms import (
