@@ -1,14 +1,13 @@
 """Batch norms of single steps over whole sequences: one function instead of T results to stack.
 
-The loop writes every output and every gradient twice; here each step's norm writes where it belongs. The
-operation is torch's own batch norm, so that results and gradients are equal to the loop's to the last bit.
+The loop writes every output twice and records T operations; here each step's norm writes where it belongs.
+The operation is torch's own batch norm: results and gradients are equal to the loop's to the last bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,18 +16,17 @@ from snn_ext.kernels.eager import takes
 
 __all__ = ["StepNorm", "fits", "run"]
 
-_BACKWARD = torch.ops.aten.native_batch_norm_backward
+_FORWARD = torch.ops.aten.native_batch_norm.out
+_BACKWARD = torch.ops.aten.native_batch_norm_backward.default
 
 
-@dataclass(frozen=True)
-class StepNorm:
-    """What `run` has to know of the batch norm of one step; torch's operation checks none of it.
+class StepNorm(NamedTuple):
+    """What `run` has to know of the batch norm of one step.
 
     Args:
         running_mean, running_var: [C], updated in place (`batch`) or normalised with; or None.
         weight, bias: [C] of the affine, or None.
         eps: of the norm.
-        momentum: the share of this batch in the running statistics.
         batch: normalise by the statistics of the batch.
     """
 
@@ -37,50 +35,45 @@ class StepNorm:
     weight: Tensor | None
     bias: Tensor | None
     eps: float
-    momentum: float
     batch: bool
 
+    def fits(self, x: Tensor) -> bool:
+        """Whether torch's operation takes these tensors as they are; it checks none of them itself."""
+        return all(t is None or (t.dtype is x.dtype and t.numel() == x.shape[2]) for t in self[:4])
 
-def fits(x: Tensor) -> bool:
-    """Whether the sequence x [T, B, C, *] is one for `run`; on a GPU torch's own norm is cuDNN's."""
-    return x.device.type == "cpu" and x.dtype is torch.float32 and x.is_contiguous() and takes(x)
+
+def fits(x: Tensor, norms: Sequence[StepNorm]) -> bool:
+    """Whether a sequence x [T, B, C, *] and its norms are for `run`; on a GPU torch's own norm is cuDNN's."""
+    plain = x.device.type == "cpu" and x.dtype is torch.float32 and x.is_contiguous() and takes(x)
+    return plain and len({norm.batch for norm in norms}) == 1 and all(norm.fits(x) for norm in norms)
 
 
-def run(x: Tensor, norms: Sequence[StepNorm]) -> Tensor:
+def run(x: Tensor, norms: Sequence[StepNorm], momenta: Sequence[float]) -> Tensor:
     """Normalise every step: y[t] = norm_t(x[t]), over batch and space.
 
     Args:
-        x: [T, B, C, *], one that `fits`.
-        norms: of the T steps, in x's dtype, all with statistics of the batch or all without.
+        x: [T, B, C, *].
+        norms: of the T steps, all of which `fits` says yes to.
+        momenta: the share of each step in its running statistics.
 
     Returns:
         y [T, B, C, *].
     """
     affine = [n.weight for n in norms] + [n.bias for n in norms]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *affine)):
-        return _StepNorms.apply(x, norms, *affine)  # type: ignore[no-any-return]
-    return _forward(x, norms)[0]
+        return _StepNorms.apply(x, norms, momenta, *affine)  # type: ignore[no-any-return]
+    return _forward(x, norms, momenta)[0]
 
 
-def _forward(x: Tensor, norms: Sequence[StepNorm]) -> tuple[Tensor, list[Tensor]]:
-    """Outputs; then means and 1 / deviations of all steps."""
+def _forward(x: Tensor, norms: Sequence[StepNorm], momenta: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Outputs, and statistics [2T, C]: mean and 1 / deviation of every step, one after the other."""
     y = torch.empty_like(x)
-    size = x.shape[2] if norms[0].batch else 0
-    statistics = [x.new_empty(size) for _ in range(2 * len(norms))]
+    statistics = x.new_empty(2 * len(norms), x.shape[2] if norms[0].batch else 0)
+    rows = statistics.unbind(0)
     for t, (norm, x_t, y_t) in enumerate(zip(norms, x.unbind(0), y.unbind(0), strict=True)):
-        torch.ops.aten.native_batch_norm.out(
-            x_t,
-            norm.weight,
-            norm.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.batch,
-            norm.momentum,
-            norm.eps,
-            out=y_t,
-            save_mean=statistics[2 * t],
-            save_invstd=statistics[2 * t + 1],
-        )
+        mean, var, weight, bias, eps, batch = norm
+        into = {"out": y_t, "save_mean": rows[2 * t], "save_invstd": rows[2 * t + 1]}
+        _FORWARD(x_t, weight, bias, mean, var, batch, momenta[t], eps, **into)
     return y, statistics
 
 
@@ -88,31 +81,25 @@ class _StepNorms(torch.autograd.Function):
     """Keeps x, as T batch norms would. Can be differentiated again, as they can."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norms: Sequence[StepNorm], *affine: Tensor | None) -> Tensor:
-        y, statistics = _forward(x.detach(), norms)
-        running = [] if norms[0].batch else [s for n in norms for s in (n.running_mean, n.running_var)]
-        ctx.batch, ctx.eps = norms[0].batch, [n.eps for n in norms]
-        ctx.save_for_backward(x, *affine[: len(norms)], *statistics, *running)
+    def forward(
+        ctx: Any, x: Tensor, norms: Sequence[StepNorm], momenta: Sequence[float], *affine: Tensor | None
+    ) -> Tensor:
+        y, statistics = _forward(x.detach(), norms, momenta)
+        batch = norms[0].batch
+        running = [] if batch else [s for n in norms for s in (n.running_mean, n.running_var)]
+        ctx.batch, ctx.eps = batch, [n.eps for n in norms]
+        ctx.save_for_backward(x, statistics, *affine[: len(norms)], *running)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, *saved = ctx.saved_tensors
-        steps = len(x)
-        weights, saved = saved[:steps], saved[steps:]
-        pairs = [saved[2 * t : 2 * t + 2] for t in range(len(saved) // 2)]
+        x, statistics, *saved = ctx.saved_tensors
+        steps, rows = len(x), statistics.unbind(0)
         wanted = ctx.needs_input_grad
         results = []
-        again = torch.is_grad_enabled()
-        grad_x = None if again or not wanted[0] else torch.empty_like(x)
         for t, (grad_t, x_t) in enumerate(zip(grad.unbind(0), x.unbind(0), strict=True)):
-            mask = [wanted[0], wanted[2 + t], wanted[2 + steps + t]]
-            running = (None, None) if ctx.batch else pairs[steps + t]
-            result = _BACKWARD(grad_t, x_t, weights[t], *running, *pairs[t], ctx.batch, ctx.eps[t], mask)
-            if grad_x is not None:
-                grad_x[t] = result[0]
-                result = (None, *result[1:])
-            results.append(result)
-        if again and wanted[0]:
-            grad_x = torch.stack([r[0] for r in results])
-        return grad_x, None, *(r[1] for r in results), *(r[2] for r in results)
+            running = (None, None) if ctx.batch else saved[steps + 2 * t : steps + 2 * t + 2]
+            used, mask = rows[2 * t : 2 * t + 2], [wanted[0], wanted[3 + t], wanted[3 + steps + t]]
+            results.append(_BACKWARD(grad_t, x_t, saved[t], *running, *used, ctx.batch, ctx.eps[t], mask))
+        of_x, of_weight, of_bias = zip(*results, strict=True)
+        return torch.stack(of_x) if wanted[0] else None, None, None, *of_weight, *of_bias

@@ -12,7 +12,7 @@ from snn_ext.kernels.step_norms import StepNorm
 from snn_ext.methods.paths import located
 from snn_ext.methods.sync import is_synchronised, normalise_synchronised
 
-__all__ = ["BatchNorm", "SynchronisedNorm", "check_values", "counted", "is_silent", "normalise"]
+__all__ = ["BatchNorm", "SynchronisedNorm", "check_values", "count", "described", "is_silent", "normalise"]
 
 
 def normalise(norm: _BatchNorm, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -25,18 +25,18 @@ def normalise(norm: _BatchNorm, x: Tensor, bias: Tensor | None) -> Tensor:
         OptionError: training on one value per channel, which has no variance.
     """
     check_values(norm, x)
-    step = counted(norm, bias)
+    momentum = count(norm)
     if norm.training and is_synchronised(norm):
-        return normalise_synchronised(norm, x, bias, step.momentum)
+        return normalise_synchronised(norm, x, bias, momentum)
+    mean, var, weight, _, eps, batch = step = described(norm, bias)
     if x.dtype is torch.float32 and norm.running_mean is not None and norm.running_mean.dtype != x.dtype:
         # a float32 membrane in a model that was cast to half: torch takes only the opposite mixture
-        return _normalise_cast(norm, x, step)
-    mean, var = step.running_mean, step.running_var
-    return F.batch_norm(x, mean, var, norm.weight, bias, step.batch, step.momentum, norm.eps)
+        return _normalise_cast(x, step, momentum)
+    return F.batch_norm(x, mean, var, weight, bias, batch, momentum, eps)
 
 
-def counted(norm: _BatchNorm, bias: Tensor | None) -> StepNorm:
-    """Count a batch in training; what torch's operation is then given, with this `bias`."""
+def described(norm: _BatchNorm, bias: Tensor | None) -> StepNorm:
+    """What torch's operation is given for a norm in its present mode, with this `bias`."""
     keep = not norm.training or norm.track_running_stats
     return StepNorm(
         norm.running_mean if keep else None,
@@ -44,15 +44,14 @@ def counted(norm: _BatchNorm, bias: Tensor | None) -> StepNorm:
         norm.weight,
         bias,
         norm.eps,
-        _count(norm),
         norm.training or norm.running_mean is None,
     )
 
 
 def is_silent(module: nn.Module) -> bool:
     """Whether nobody would notice that this module is not called."""
-    hooks = (module._forward_pre_hooks, module._forward_hooks)
-    return not any((*hooks, module._backward_pre_hooks, module._backward_hooks))
+    forward = module._forward_pre_hooks or module._forward_hooks
+    return not (forward or module._backward_pre_hooks or module._backward_hooks)
 
 
 def check_values(norm: _BatchNorm, x: Tensor) -> None:
@@ -66,8 +65,8 @@ def check_values(norm: _BatchNorm, x: Tensor) -> None:
         )
 
 
-def _count(norm: _BatchNorm) -> float:
-    """Count a batch; the share it has in the running statistics."""
+def count(norm: _BatchNorm) -> float:
+    """Count a batch in training; the share it has in the running statistics."""
     if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:  # cumulative average
@@ -75,15 +74,12 @@ def _count(norm: _BatchNorm) -> float:
     return norm.momentum or 0.0
 
 
-def _normalise_cast(norm: _BatchNorm, x: Tensor, step: StepNorm) -> Tensor:
-    def wide(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.to(x.dtype)
-
-    own = step.running_mean, step.running_var
-    stats = wide(own[0]), wide(own[1])
-    y = F.batch_norm(x, *stats, wide(norm.weight), wide(step.bias), step.batch, step.momentum, norm.eps)
-    for kept, updated in zip(own, stats, strict=True):
-        if kept is not None and updated is not None and norm.training:
+def _normalise_cast(x: Tensor, step: StepNorm, momentum: float) -> Tensor:
+    wide = [None if t is None else t.to(x.dtype) for t in step[:4]]
+    mean, var, weight, bias = wide
+    y = F.batch_norm(x, mean, var, weight, bias, step.batch, momentum, step.eps)
+    for kept, updated in zip(step[:2], wide, strict=False):
+        if kept is not None and updated is not None and step.batch:
             kept.copy_(updated)
     return y
 

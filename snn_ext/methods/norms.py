@@ -14,7 +14,7 @@ from snn_ext.dynamics import functional
 from snn_ext.dynamics.functional import Decide
 from snn_ext.errors import FoldError, ShapeMismatchError
 from snn_ext.kernels.mpbn import MembraneNorm
-from snn_ext.methods.batch_norms import BatchNorm, check_values, counted, is_silent
+from snn_ext.methods.batch_norms import BatchNorm, check_values, count, described, is_silent
 from snn_ext.methods.options import MPBN
 from snn_ext.methods.paths import located
 from snn_ext.methods.sync import is_synchronised
@@ -86,18 +86,10 @@ class MembraneBatchNorm(nn.Module):
         self._check(x[0])
         bn = self.bn
         check_values(bn, x[0] if self.per == "channel" else x[0].flatten(1))
-        steps = [counted(bn, bn.bias) for _ in range(len(x))]
-        one = steps[0]
+        mean, var, weight, bias, eps, batch = described(bn, bn.bias)
+        factors = [count(bn) for _ in range(len(x))]
         return MembraneNorm(
-            one.running_mean,
-            one.running_var,
-            one.weight,
-            one.bias,
-            one.eps,
-            [step.momentum for step in steps],
-            batch=one.batch,
-            carry=self.carry,
-            per=self.per,
+            mean, var, weight, bias, eps, factors, batch=batch, carry=self.carry, per=self.per
         )
 
     @property

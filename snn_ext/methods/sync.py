@@ -20,7 +20,7 @@ SYNC = "_snn_ext_sync"
 
 def is_synchronised(norm: nn.Module) -> bool:
     """Whether this norm should, and can, look beyond its own process now."""
-    asked = getattr(norm, SYNC, False)
+    asked = vars(norm).get(SYNC, False)  # getattr would look through all parameters first
     return (
         bool(asked)
         and distributed.is_available()

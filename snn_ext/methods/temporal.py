@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from snn_ext.dynamics.description import Time
 from snn_ext.errors import OptionError, TimestepError
 from snn_ext.kernels import step_norms
-from snn_ext.methods.batch_norms import BatchNorm, check_values, counted, is_silent, normalise
+from snn_ext.methods.batch_norms import BatchNorm, check_values, count, described, is_silent, normalise
 from snn_ext.methods.paths import located
 from snn_ext.methods.sync import is_synchronised
 
@@ -61,12 +61,10 @@ class Slot(NamedTuple):
         """One step [B, C, *]."""
         return self.norm(x) if self.is_called else normalise(self.norm, x, self.bias)
 
-    def fits(self, x: Tensor) -> bool:
-        """Whether `step_norms` may take its place on [T, B, C, *]."""
-        norm, channels = self.norm, x.shape[2:3]
-        tensors = (norm.running_mean, norm.running_var, norm.weight, self.bias)
-        same = all(t is None or (t.dtype is x.dtype and t.shape == channels) for t in tensors)
-        return same and not is_synchronised(norm) and not (self.is_called and not is_silent(norm))
+    @property
+    def is_plain(self) -> bool:
+        """Whether nobody would notice that torch's operation takes its place."""
+        return not is_synchronised(self.norm) and (not self.is_called or is_silent(self.norm))
 
 
 def through_time(x: Tensor, slots: Sequence[Slot], whole: nn.Module) -> Tensor:
@@ -78,11 +76,11 @@ def through_time(x: Tensor, slots: Sequence[Slot], whole: nn.Module) -> Tensor:
     """
     at_step(len(x) - 1, len(slots), whole)
     slots = slots[: len(x)]
-    alike = len({slot.norm.training or slot.norm.running_mean is None for slot in slots}) == 1
-    if not (alike and step_norms.fits(x) and all(slot.fits(x) for slot in slots)):
+    norms = [described(slot.norm, slot.bias) for slot in slots]
+    if not (all(slot.is_plain for slot in slots) and step_norms.fits(x, norms)):
         return torch.stack([slot(x_t) for slot, x_t in zip(slots, x.unbind(0), strict=True)])
     check_values(slots[0].norm, x[0])
-    return step_norms.run(x, [counted(slot.norm, slot.bias) for slot in slots])
+    return step_norms.run(x, norms, [count(slot.norm) for slot in slots])
 
 
 def scaled(y: Tensor, scale: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_ext.kernels import step_norms
+from snn_ext.methods.batch_norms import described
 from snn_ext.norms import BatchNormThroughTime, TemporalEffectiveBatchNorm
 
 STEPS, CHANNELS = 3, 5
@@ -75,15 +76,19 @@ def test_one_norm_for_all_steps() -> None:
     assert ours.bn.num_batches_tracked == STEPS
 
 
-def _swapped(x: Tensor, norms: list[step_norms.StepNorm]) -> Tensor:
-    return step_norms.run(x, norms[::-1])
+def _swapped(x: Tensor, norms: list[step_norms.StepNorm], momenta: list[float]) -> Tensor:
+    return step_norms.run(x, norms[::-1], momenta)
 
 
-def _first_only(x: Tensor, norms: list[step_norms.StepNorm]) -> Tensor:
-    return step_norms.run(x, norms[:1] * len(norms))
+def _first_only(x: Tensor, norms: list[step_norms.StepNorm], momenta: list[float]) -> Tensor:
+    return step_norms.run(x, norms[:1] * len(norms), momenta)
 
 
-@pytest.mark.parametrize("wrong", [_swapped, _first_only])
+def _forgetful(x: Tensor, norms: list[step_norms.StepNorm], momenta: list[float]) -> Tensor:
+    return step_norms.run(x, norms, [0.0] * len(norms))
+
+
+@pytest.mark.parametrize("wrong", [_swapped, _first_only, _forgetful])
 def test_the_comparison_sees_a_wrong_slot(
     wrong: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +149,10 @@ def test_a_slot_frozen_alone_is_taken_by_the_loop() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_and_memory_orders_are_taken_by_the_loop(dtype: torch.dtype) -> None:
-    assert not step_norms.fits(x_of().to(dtype))
-    assert not step_norms.fits(x_of(3, 2).transpose(3, 4))
-    assert step_norms.fits(x_of(3, 2))
+    norms = [described(slot, slot.bias) for slot in net().slots]
+    assert step_norms.fits(x_of(3, 2), norms)
+    assert not step_norms.fits(x_of().to(dtype), norms)
+    assert not step_norms.fits(x_of(3, 2).transpose(3, 4), norms)
+    assert not step_norms.fits(x_of(), [norm._replace(weight=torch.ones(1)) for norm in norms])
+    assert not step_norms.fits(x_of(), [norm._replace(running_var=torch.ones(5).double()) for norm in norms])
     assert net().to(dtype)(x_of().to(dtype)).dtype is dtype
