@@ -12,7 +12,7 @@ from snn_ext.kernels.step_norms import StepNorm
 from snn_ext.methods.paths import located
 from snn_ext.methods.sync import is_synchronised, normalise_synchronised
 
-__all__ = ["BatchNorm", "SynchronisedNorm", "check_values", "count", "described", "is_silent", "normalise"]
+__all__ = ["BatchNorm", "SynchronisedNorm", "normalise"]
 
 
 def normalise(norm: _BatchNorm, x: Tensor, bias: Tensor | None) -> Tensor:
