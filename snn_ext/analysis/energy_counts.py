@@ -101,8 +101,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._inside.append((id(m), path, () if first is None else tuple(first.shape)))
 
             def leave(m: nn.Module, *_: Any) -> None:
-                while self._inside and self._inside.pop()[0] != id(m):
-                    pass
+                left = False
+                while self._inside and not left:  # modules inside that an exception left go too
+                    left = self._inside.pop()[0] == id(m)
 
             module.register_forward_pre_hook(enter, with_kwargs=True)
             module.register_forward_hook(leave, always_call=True)
