@@ -26,7 +26,7 @@ AFFINES: list[Callable[[Values], tuple[Tensor | None, Tensor | None]]] = [
 ]
 
 # charge: keywords of Dynamics made from a source of values
-CHARGES = ["if", "lif", "lif no input", "plif", "plif no input"]
+CHARGES = ["if", "lif", "lif dyadic", "lif no input", "plif", "plif no input"]
 
 
 class Values:
@@ -59,7 +59,8 @@ def spikingjelly(charge: str, reset: str) -> Iterator[Dynamics]:
             learn = (i + detach) % 2 == 0
             decay: dict[str, Dynamics | Leak] = {}
             if charge.startswith("lif"):
-                decay["leak"] = Leak(3.0, input=charge == "lif")
+                tau = 2.0 if charge == "lif dyadic" else 3.0
+                decay["leak"] = Leak(tau, input=charge != "lif no input")
             elif charge.startswith("plif"):
                 rate = torch.tensor(0.5 if detach else 0.37).requires_grad_(learn)
                 decay["leak"] = Leak(rate, divide=False, input=charge == "plif")
@@ -137,12 +138,12 @@ def _shape_of(d: Dynamics) -> bool:
 
 
 def calls(family: list[Dynamics]) -> list[Call]:
-    """Every neuron in float32 with random and dyadic inputs, every third one also in a half-width type."""
+    """Every neuron in float32 with random and dyadic inputs, every other one also in a half-width type."""
     found = []
     for i, d in enumerate(family):
         found += [call(d, 2 * i + k, torch.float32, dyadic=bool(k)) for k in (0, 1)]
-        if i % 3 == 1:
-            found.append(call(d, 2 * i, (torch.float16, torch.bfloat16)[i // 3 % 2], dyadic=True))
+        if i % 2:
+            found.append(call(d, 2 * i, (torch.float16, torch.bfloat16)[i // 2 % 2], dyadic=True))
     return found
 
 
